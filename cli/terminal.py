@@ -1,0 +1,72 @@
+"""What every verb shares with the person at the terminal: messages, progress, JSON, and -v/-q.
+
+Reports go to stdout, everything else to stderr, so that a pipe gets only what was asked for.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+LEVEL = "moe_gguf.level"
+
+
+def verbosity(command: Command) -> Command:
+    """Give a command -v/--verbose and -q/--quiet, which `say`, `detail` and `progress` obey."""
+
+    def remember(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+        if value:
+            ctx.meta[LEVEL] = 1 if parameter.name == "verbose" else -1
+
+    for names, text in (
+        (("-q", "--quiet"), "Print only the result and errors."),
+        (("-v", "--verbose"), "Print details."),
+    ):
+        command = click.option(*names, is_flag=True, expose_value=False, callback=remember, help=text)(command)
+    return command
+
+
+def level() -> int:
+    """Return 1 for verbose, -1 for quiet, else 0."""
+    context = click.get_current_context(silent=True)
+    return context.meta.get(LEVEL, 0) if context else 0
+
+
+def say(message: str) -> None:
+    """Print a message for the person at the terminal, unless -q."""
+    if level() >= 0:
+        click.echo(message, err=True)
+
+
+def detail(message: str) -> None:
+    """Print a message that only -v asks for."""
+    if level() > 0:
+        click.echo(message, err=True)
+
+
+def warn(message: str) -> None:
+    """Print a warning; -q does not silence it."""
+    click.echo(f"warning: {message}", err=True)
+
+
+def emit_json(report: Any) -> None:
+    """Print a report as JSON on stdout."""
+    click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+
+
+def progress(total: int, description: str, unit: str = "B") -> Any:
+    """Return a tqdm bar on stderr over `total` units (bytes are scaled); hidden with -q."""
+    from tqdm import tqdm
+
+    return tqdm(
+        total=total,
+        desc=description,
+        unit=unit,
+        unit_scale=unit == "B",
+        unit_divisor=1000,
+        disable=True if level() < 0 else None,
+        dynamic_ncols=True,
+    )

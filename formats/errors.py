@@ -1,0 +1,41 @@
+"""Every error a user can cause or meet, in one tree. The command line prints each as one clean line."""
+
+
+class MoeGgufError(Exception):
+    """What is wrong, where (file, tensor, expert, byte), and what to do about it, in one line."""
+
+
+class CheckpointError(MoeGgufError):
+    """A Hugging Face checkpoint is broken, incomplete, inconsistent or of an unsupported kind."""
+
+
+class TokenizerError(MoeGgufError):
+    """A tokenizer cannot be read, or cannot be expressed in GGUF without changing its tokens."""
+
+
+class GgufError(MoeGgufError):
+    """A GGUF file is broken, truncated or of an unsupported kind."""
+
+
+class PlanError(MoeGgufError):
+    """What was asked for cannot be planned: options that exclude each other, unknown types or patterns."""
+
+
+class OutputError(MoeGgufError):
+    """An output cannot be written: it exists, is the input, does not fit on the disk, or writing failed."""
+
+
+class ImatrixError(MoeGgufError):
+    """An importance matrix is broken or does not belong to the model."""
+
+
+class CatalogueError(MoeGgufError):
+    """models.toml is broken, or names no such model."""
+
+
+class RecipeError(MoeGgufError):
+    """A merge recipe is broken or its sources do not fit together."""
+
+
+class EngineError(MoeGgufError):
+    """A model cannot be loaded, placed or run."""

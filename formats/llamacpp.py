@@ -1,0 +1,80 @@
+"""The one door to llama.cpp: imports llama-cpp-python late, finds its ggml libraries, and keeps its log.
+
+`LLAMA_CPP_LIB_PATH` names a folder with another build of the libraries (CUDA, Vulkan, RPC, ...).
+"""
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from .errors import EngineError
+
+
+@cache
+def llama() -> ModuleType:
+    """Import llama-cpp-python's low-level bindings (`llama_cpp.llama_cpp`) once; llama.cpp's log is silent.
+
+    Raises EngineError when the package or its library cannot be loaded.
+    """
+    try:
+        from llama_cpp import llama_cpp
+    except (ImportError, OSError, RuntimeError) as error:
+        raise EngineError(
+            f"llama.cpp cannot be loaded: {error}; install llama-cpp-python, or check LLAMA_CPP_LIB_PATH"
+        ) from error
+    llama_cpp.llama_log_set(_log_callback(llama_cpp), None)
+    llama_cpp.llama_backend_init()
+    return llama_cpp
+
+
+def library_folder() -> Path:
+    """Return the folder that holds libllama and the libggml-* libraries."""
+    override = os.environ.get("LLAMA_CPP_LIB_PATH")
+    return Path(override) if override else Path(str(llama().__file__)).parent / "lib"
+
+
+@cache
+def ggml(name: str) -> ctypes.CDLL:
+    """Load one of llama.cpp's ggml libraries: "ggml", "ggml-base", "ggml-cpu", "ggml-rpc", ...
+
+    Raises EngineError when this build does not have it.
+    """
+    llama()
+    for prefix, suffix in (("lib", ".so"), ("lib", ".dylib"), ("", ".dll"), ("lib", ".dll")):
+        path = library_folder() / f"{prefix}{name}{suffix}"
+        if path.exists():
+            options: dict[str, Any] = {"winmode": 0} if sys.platform == "win32" else {}
+            return ctypes.CDLL(str(path), **options)
+    raise EngineError(f"this build of llama.cpp has no {name} library in {library_folder()}")
+
+
+_listeners: list[Callable[[int, str], None]] = []
+
+
+@cache
+def _log_callback(llama_cpp: ModuleType) -> Any:
+    """Return the C callback that hands llama.cpp's log to the listeners; cached so that it stays alive."""
+
+    def on_log(level: int, text: bytes | None, _: Any) -> None:
+        line = (text or b"").decode("utf-8", "replace")
+        for listener in tuple(_listeners):
+            listener(level, line)
+
+    return llama_cpp.llama_log_callback(on_log)
+
+
+@contextmanager
+def listening(listener: Callable[[int, str], None]) -> Iterator[None]:
+    """Call `listener(level, text)` for what llama.cpp logs inside the block (ggml levels: 3 warns, 4 fails)."""
+    llama()
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)

@@ -1,0 +1,1 @@
+"""Decides the type of each tensor, and makes the bytes."""

@@ -1,0 +1,1 @@
+"""SIMD encoders of the GGML types, byte-identical to llama.cpp's."""

@@ -1,0 +1,1 @@
+"""Loads, places, talks and measures: everything that runs a model."""
