@@ -36,7 +36,7 @@ def row_bytes(qtype: gguf.GGMLQuantizationType, row_length: int) -> int:
     block_size, type_size = gguf.GGML_QUANT_SIZES[qtype]
     if row_length % block_size:
         raise PlanError(
-            f"rows of {row_length} weights cannot be {qtype.name}: its blocks hold {block_size}; choose another type"
+            f"rows of {row_length} weights do not fit {qtype.name}'s blocks of {block_size}; choose another type"
         )
     return row_length // block_size * type_size
 
