@@ -1,0 +1,194 @@
+"""A GGUF file, read: its metadata and where each tensor lies. Only the header is touched, and nothing in it is
+trusted: llama.cpp ends the process on some broken files, this raises GgufError."""
+
+import mmap
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from gguf.constants import (
+    GGML_QUANT_SIZES,
+    GGUF_DEFAULT_ALIGNMENT,
+    GGUF_MAGIC,
+    GGUF_VERSION,
+    GGMLQuantizationType,
+    Keys,
+)
+
+from .errors import GgufError
+from .gguf_fields import Cursor, Field, plain
+
+LARGEST_DIMENSION = 2**40
+SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """One tensor: `shape` in GGUF order (fastest first), in weights; `offset` from the start of `path`."""
+
+    name: str
+    shape: tuple[int, ...]
+    qtype: GGMLQuantizationType
+    offset: int
+    n_bytes: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """A GGUF file, or all shards of a split one: the first shard's fields, the tensors of all."""
+
+    path: Path
+    shards: tuple[Path, ...]
+    fields: dict[str, Field]
+    tensors: dict[str, GgufTensor]
+    alignment: int
+    header_bytes: int
+
+    @cached_property
+    def metadata(self) -> dict[str, Any]:
+        """The metadata as plain values."""
+        return plain(self.fields)
+
+    @property
+    def architecture(self) -> str:
+        """The value of general.architecture, or "unknown"."""
+        return str(self.metadata.get(Keys.General.ARCHITECTURE, "unknown"))
+
+    def hyper(self, key: str, default: Any = None) -> Any:
+        """Return a hyper-parameter by its key of `gguf.Keys` with {arch}, such as Keys.LLM.EXPERT_COUNT."""
+        return self.metadata.get(key.format(arch=self.architecture), default)
+
+
+def tensor_bytes(shape: Iterable[int], qtype: GGMLQuantizationType) -> int:
+    """Return the bytes of a tensor; `shape` in GGUF order. Raises ValueError for rows of broken blocks."""
+    dimensions = tuple(shape)
+    block_size, type_size = GGML_QUANT_SIZES[qtype]
+    if dimensions and dimensions[0] % block_size:
+        raise ValueError(f"rows of {dimensions[0]} weights cannot be cut into blocks of {block_size}")
+    return prod(dimensions) // block_size * type_size
+
+
+def read_gguf(path: Path) -> GgufFile:
+    """Read the header of a GGUF file, and of all its shards when it is the first of a split one.
+
+    Raises GgufError for a file that is not GGUF, truncated, inconsistent, or lacks a shard.
+    """
+    first = read_shard(Path(path))
+    count = int(first.metadata.get(Keys.Split.LLM_KV_SPLIT_COUNT, 0) or 0)
+    if count <= 1:
+        return first
+    name = SPLIT_NAME.match(first.path.name)
+    if not name or int(name["count"]) != count:
+        raise GgufError(f"{path}: one of {count} shards, but not named NAME-00001-of-{count:05}.gguf; rename it")
+    if int(first.metadata.get(Keys.Split.LLM_KV_SPLIT_NO, 0)) != 0:
+        raise GgufError(f"{path}: not the first of {count} shards; name {name['stem']}-00001-of-{count:05}.gguf")
+    paths = [first.path.with_name(f"{name['stem']}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
+    tensors = dict(first.tensors)
+    for shard_path in paths[1:]:
+        if not shard_path.is_file():
+            raise GgufError(f"{shard_path}: missing shard of {count}; put all shards into one folder")
+        for tensor in read_shard(shard_path).tensors.values():
+            if tensor.name in tensors:
+                raise GgufError(f"{shard_path}: tensor {tensor.name} is in two shards")
+            tensors[tensor.name] = tensor
+    expected = int(first.metadata.get(Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, len(tensors)))
+    if expected != len(tensors):
+        raise GgufError(f"{path}: {expected} tensors promised, {len(tensors)} found in {count} shards")
+    return GgufFile(first.path, tuple(paths), first.fields, tensors, first.alignment, first.header_bytes)
+
+
+def read_shard(path: Path) -> GgufFile:
+    """Read the header of one file, without looking for other shards."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            if size < 24:
+                raise GgufError(f"{path}: not a GGUF file ({size} bytes)")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _parse(Cursor(data, size, str(path)), path)
+    except IsADirectoryError:
+        raise GgufError(f"{path}: a folder, not a GGUF file") from None
+    except FileNotFoundError:
+        raise GgufError(f"{path}: no such file") from None
+
+
+def _parse(cursor: Cursor, path: Path) -> GgufFile:
+    if cursor.number("<I") != GGUF_MAGIC:
+        raise GgufError(f"{path}: not a GGUF file (it does not start with GGUF)")
+    version = cursor.number("<I")
+    if version not in (2, GGUF_VERSION):
+        big = " (big-endian files are not supported)" if version & 0xFFFF == 0 else ""
+        raise GgufError(f"{path}: GGUF version {version}{big}; versions 2 and {GGUF_VERSION} are supported")
+    n_tensors, n_fields = cursor.number("<Q"), cursor.number("<Q")
+    if n_tensors * 24 > cursor.size or n_fields * 12 > cursor.size:
+        raise cursor.fail(f"{n_tensors} tensors and {n_fields} fields do not fit into the file")
+    fields: dict[str, Field] = {}
+    for _ in range(n_fields):
+        key = cursor.string()
+        if key in fields:
+            raise cursor.fail(f"{key!r} twice")
+        fields[key] = cursor.field()
+    entries = [_tensor_entry(cursor) for _ in range(n_tensors)]
+    alignment_field = fields.get(Keys.General.ALIGNMENT)
+    alignment = alignment_field.value if alignment_field else GGUF_DEFAULT_ALIGNMENT
+    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+        raise cursor.fail(f"alignment {alignment!r} is not a power of two")
+    start = cursor.at + (-cursor.at) % alignment
+    tensors = _place(entries, start, alignment, cursor.size, path)
+    return GgufFile(path, (path,), fields, tensors, alignment, start)
+
+
+def _tensor_entry(cursor: Cursor) -> tuple[str, tuple[int, ...], GGMLQuantizationType, int]:
+    name, n_dims = cursor.string(), cursor.number("<I")
+    if not 1 <= n_dims <= 4:
+        raise cursor.fail(f"tensor {name!r} has {n_dims} dimensions")
+    shape = tuple(cursor.number("<Q") for _ in range(n_dims))
+    if any(not 0 < n <= LARGEST_DIMENSION for n in shape) or prod(shape) >= 2**62:
+        raise cursor.fail(f"tensor {name!r} has the impossible shape {list(shape)}")
+    number = cursor.number("<I")
+    try:
+        qtype = GGMLQuantizationType(number)
+    except ValueError:
+        raise cursor.fail(f"tensor {name!r} has the unknown type {number}") from None
+    return name, shape, qtype, cursor.number("<Q")
+
+
+def _place(
+    entries: list[tuple[str, tuple[int, ...], GGMLQuantizationType, int]],
+    start: int,
+    alignment: int,
+    size: int,
+    path: Path,
+) -> dict[str, GgufTensor]:
+    tensors: dict[str, GgufTensor] = {}
+    for name, shape, qtype, offset in entries:
+        if name in tensors:
+            raise GgufError(f"{path}: tensor {name!r} is there twice")
+        try:
+            n_bytes = tensor_bytes(shape, qtype)
+        except ValueError as error:
+            raise GgufError(f"{path}: tensor {name!r} of type {qtype.name}: {error}") from None
+        if offset % alignment:
+            raise GgufError(f"{path}: tensor {name!r} starts at {offset}, not a multiple of {alignment}")
+        if start + offset + n_bytes > size:
+            raise GgufError(
+                f"{path}: truncated: tensor {name!r} ends at byte {start + offset + n_bytes}, "
+                f"the file at {size}; download or convert it again"
+            )
+        tensors[name] = GgufTensor(name, shape, qtype, start + offset, n_bytes, path)
+    ordered = sorted(tensors.values(), key=lambda tensor: tensor.offset)
+    for one, other in zip(ordered, ordered[1:], strict=False):
+        if one.offset + one.n_bytes > other.offset:
+            raise GgufError(f"{path}: tensors {one.name!r} and {other.name!r} overlap")
+    return tensors
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Tell whether two paths name the same existing file."""
+    return one.exists() and other.exists() and os.path.samefile(one, other)

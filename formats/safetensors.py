@@ -1,0 +1,140 @@
+"""A safetensors file, read: a strictly checked header, then rows on demand.
+
+    8 bytes   length N of the header, little-endian
+    N bytes   JSON: {"name": {"dtype": "BF16", "shape": [...], "data_offsets": [begin, end]}, ...}
+    rest      the tensors, without holes or overlaps; offsets count from here
+
+Source: https://github.com/huggingface/safetensors (format and its security rules).
+"""
+
+import json
+import os
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import CheckpointError
+from .positional import PositionalFile
+from .source import TensorInfo
+
+LONGEST_HEADER = 100_000_000
+DTYPES: dict[str, tuple[str, np.dtype]] = {
+    "F32": ("F32", np.dtype("<f4")),
+    "F16": ("F16", np.dtype("<f2")),
+    "BF16": ("BF16", np.dtype("<u2")),
+    "F64": ("F64", np.dtype("<f8")),
+    "I64": ("I64", np.dtype("<i8")),
+    "I32": ("I32", np.dtype("<i4")),
+    "I16": ("I16", np.dtype("<i2")),
+    "I8": ("I8", np.dtype("i1")),
+    "U8": ("U8", np.dtype("u1")),
+    "BOOL": ("BOOL", np.dtype("u1")),
+    "F8_E4M3": ("F8_E4M3", np.dtype("u1")),
+    "F8_E5M2": ("F8_E5M2", np.dtype("u1")),
+}
+
+
+class SafetensorsFile:
+    """A TensorSource over one file. Raises CheckpointError when the header cannot be trusted."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        size, self._start, header = _read_header(self.path)
+        self._offsets: dict[str, int] = {}
+        self.tensors: dict[str, TensorInfo] = {}
+        spans: list[tuple[int, int, str]] = []
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            info, begin, end = self._checked(name, entry, size)
+            self.tensors[name] = info
+            self._offsets[name] = self._start + begin
+            spans.append((begin, end, name))
+        _check_spans(spans, size - self._start, self.path)
+        self.tensors = dict(sorted(self.tensors.items(), key=lambda item: self._offsets[item[0]]))
+        self._file: PositionalFile | None = None
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Return rows [start, stop) of a tensor; see TensorSource."""
+        info = self.tensors[name]
+        dtype = DTYPES[info.dtype][1]
+        rows = np.empty((stop - start, info.row_length), dtype)
+        self.file.read_into(self._offsets[name] + start * info.row_length * dtype.itemsize, rows)
+        return rows
+
+    @property
+    def file(self) -> PositionalFile:
+        """The file, opened when the first row is wanted."""
+        if self._file is None:
+            self._file = PositionalFile(self.path)
+        return self._file
+
+    def _checked(self, name: str, entry: Any, size: int) -> tuple[TensorInfo, int, int]:
+        try:
+            dtype, shape = entry["dtype"], tuple(entry["shape"])
+            begin, end = entry["data_offsets"]
+            whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (*shape, begin, end))
+        except (TypeError, KeyError, ValueError):
+            whole = False
+            dtype, shape, begin, end = "", (), 0, 0
+        if not whole:
+            raise CheckpointError(f"{self.path}: broken header: tensor {name!r} lacks a dtype, shape or offsets")
+        if dtype not in DTYPES:
+            raise CheckpointError(f"{self.path}: tensor {name!r} has the unsupported dtype {dtype!r}")
+        n_bytes = prod(shape) * DTYPES[dtype][1].itemsize
+        if end - begin != n_bytes:
+            raise CheckpointError(
+                f"{self.path}: broken header: tensor {name!r} of shape {list(shape)} and dtype {dtype} needs "
+                f"{n_bytes} bytes, its offsets [{begin}, {end}] give {end - begin}"
+            )
+        if self._start + end > size:
+            raise CheckpointError(
+                f"{self.path}: truncated: tensor {name!r} ends at byte {self._start + end}, the file at {size}; "
+                "download or copy it again"
+            )
+        where = f"{self.path.name} at byte {self._start + begin}"
+        return TensorInfo(name, DTYPES[dtype][0], shape, where), begin, end
+
+
+def _read_header(path: Path) -> tuple[int, int, dict[str, Any]]:
+    """Return the file's size, where its data starts, and its header."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise CheckpointError(
+                    f"{path}: truncated or not a safetensors file: a header of {length} bytes in {size} bytes"
+                )
+            if length > LONGEST_HEADER:
+                raise CheckpointError(f"{path}: a header of {length} bytes; more than {LONGEST_HEADER} is refused")
+            header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise CheckpointError(f"{path}: broken header: not valid JSON: {reason}") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: broken header: not a JSON object")
+    return size, 8 + length, header
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return entries
+
+
+def _check_spans(spans: list[tuple[int, int, str]], data_bytes: int, path: Path) -> None:
+    at, previous = 0, "the header"
+    for begin, end, name in sorted(spans):
+        if begin != at:
+            what = "overlaps" if begin < at else "leaves a hole after"
+            raise CheckpointError(f"{path}: broken header: tensor {name!r} {what} {previous}")
+        at, previous = end, repr(name)
+    if at != data_bytes:
+        raise CheckpointError(f"{path}: broken header: {data_bytes - at} bytes after {previous} belong to no tensor")
