@@ -1,11 +1,13 @@
-"""The command `moe-gguf`: loads a verb's module only when that verb is used, and turns errors into one line."""
+"""The command `moe-gguf`: loads a verb's module only when it is used, and turns errors into one line."""
 
 import importlib
 import sys
 
 import click
+from click.shell_completion import CompletionItem
 
 from ..formats.errors import MoeGgufError
+from .models import CATALOGUE, CATALOGUE_VARIABLE
 
 VERBS = {
     "demo": "Build and ask a small mixture of experts, step by step.",
@@ -37,10 +39,30 @@ class Verbs(click.Group):
             return None
         return importlib.import_module(f".{cmd_name}", __package__).command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb; an unknown one is bad usage that names the nearest known."""
+        verb = args[0]
+        if verb not in VERBS and not verb.startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(verb, VERBS, 1)
+            advice = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(VERBS)}"
+            ctx.fail(f"no verb {verb!r}; {advice}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs from the table, so that `--help` imports none of them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(VERBS.items()))
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete a verb from the table, so that the tab key imports none of them either."""
+        verbs = [
+            CompletionItem(verb, help=text) for verb, text in VERBS.items() if verb.startswith(incomplete)
+        ]
+        return verbs + click.Command.shell_complete(self, ctx, incomplete)
 
 
 def print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -54,30 +76,41 @@ def print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 
 @click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=print_version, help="Print the version."
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=print_version,
+    help="Print the version.",
 )
-def root() -> None:
+@click.option(
+    "--catalogue",
+    type=click.Path(dir_okay=False),
+    envvar=CATALOGUE_VARIABLE,
+    show_envvar=True,
+    help="Read model names from this file.  [default: ./models.toml]",
+)
+@click.pass_context
+def root(ctx: click.Context, catalogue: str | None) -> None:
     """Merge, convert, quantize and run mixture-of-experts models as GGUF, on the computer you have."""
+    ctx.meta[CATALOGUE] = catalogue
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """Run the command line; exit with 0, 1 (it failed, one line on stderr) or 2 (bad usage)."""
+    """Run the command line; exit with 0, 1 (failed: one line on stderr), 2 (bad usage) or 130 (interrupted)."""
     try:
-        root.main(args=arguments, prog_name="moe-gguf", standalone_mode=False)
-    except click.exceptions.Exit as leave:
-        sys.exit(leave.exit_code)
+        # Outside its standalone mode click returns what `ctx.exit` was given, or a command's value: None here.
+        status = root.main(args=arguments, prog_name="moe-gguf", standalone_mode=False)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        status = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("moe-gguf: interrupted", err=True)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
+        status = 130
     except (MoeGgufError, OSError, MemoryError) as error:
         click.echo(f"moe-gguf: {describe(error)}", err=True)
-        sys.exit(1)
+        status = 1
+    sys.exit(status)
 
 
 def describe(error: BaseException) -> str:

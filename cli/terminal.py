@@ -25,7 +25,8 @@ def verbosity(command: Command) -> Command:
         (("-q", "--quiet"), "Print only the result and errors."),
         (("-v", "--verbose"), "Print details."),
     ):
-        command = click.option(*names, is_flag=True, expose_value=False, callback=remember, help=text)(command)
+        option = click.option(*names, is_flag=True, expose_value=False, callback=remember, help=text)
+        command = option(command)
     return command
 
 

@@ -1,4 +1,4 @@
-"""models.toml, the catalogue: reads it, checks it, and gives every model as data. docs/catalogue.md is its schema.
+"""models.toml, the catalogue: reads it, checks it, gives every model as data. Its schema: docs/catalogue.md.
 
 The fields of a merge recipe are handed through as they stand; only `merge.recipe` knows what they mean.
 """
@@ -21,6 +21,7 @@ RECIPE_KEYS = (
     "dtype",
     "experts_per_token",
     "architecture",
+    "seed",
 )
 RESULT_KEYS = ("task", "n_shot", "metric", "value")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -41,11 +42,13 @@ class Result:
 class CatalogueModel:
     """One `[models.NAME]`; exactly one of `path`, `hub` and `recipe` says where its weights come from.
 
-    `output` is the folder of its GGUF files; relative paths were relative to `folder`, the catalogue's.
+    `output` is the folder of its GGUF files; relative paths were relative to `folder`, the catalogue's, and
+    those inside `recipe` still are. `where` is its file and line, for messages.
     """
 
     name: str
     title: str
+    where: str
     folder: Path
     output: Path
     path: Path | None = None
@@ -58,6 +61,7 @@ class CatalogueModel:
     datasets: tuple[str, ...] = ()
     size_label: str | None = None
     n_params: int | None = None
+    prompts_by: str | None = None
     results: tuple[Result, ...] = ()
 
     @property
@@ -75,13 +79,15 @@ class Catalogue:
     default: str | None = None
 
     def model(self, name: str | None = None) -> CatalogueModel:
-        """Return a model by name, or the default. Raises CatalogueError naming the known ones, nearest first."""
+        """Return a model by name, or the default. Raises CatalogueError naming the known ones."""
         if name is None and self.default is None:
             known = ", ".join(self.models)
             raise CatalogueError(f'{self.file}: no model named and no `default = "..."`; known: {known}')
         wanted = name if name is not None else str(self.default)
         if wanted not in self.models:
-            raise CatalogueError(f"no model {wanted!r} in {self.file}; known: {nearest_first(wanted, self.models)}")
+            raise CatalogueError(
+                f"no model {wanted!r} in {self.file}; known: {nearest_first(wanted, self.models)}"
+            )
         return self.models[wanted]
 
 
@@ -117,7 +123,7 @@ def _toml_message(file: Path, text: str, message: str) -> str:
 def locate_keys(text: str) -> dict[KeyPath, int]:
     """Return the line of each table and key of a valid TOML text, by path: ("models", "x", "experts", 0).
 
-    tomllib keeps no positions, but each of its statements is TOML by itself: lines are taken together until they
+    tomllib keeps no positions, but each statement is TOML by itself: lines are taken together until they
     parse, which also steps over strings and arrays of several lines.
     """
     lines: dict[KeyPath, int] = {}
@@ -145,7 +151,7 @@ def locate_keys(text: str) -> dict[KeyPath, int]:
 
 
 def _deepest(parsed: Any, path: KeyPath, counts: dict[KeyPath, int], header: bool) -> KeyPath:
-    """Return the path that one statement's dotted key names; headers go on in the last item of arrays of tables."""
+    """Return the path that a statement's key names; headers go on in the last item of arrays of tables."""
     while isinstance(parsed, dict) and len(parsed) == 1:
         key = next(iter(parsed))
         parsed, path = parsed[key], (*path, key)
@@ -215,14 +221,17 @@ class _Checker:
                 fields[key] = self.folder / fields[key]
         fields.setdefault("title", name)
         fields.setdefault("output", self.folder / "gguf" / name)
-        results = self.results(table.get("results", []), (*path, "results"))
-        return CatalogueModel(name=name, folder=self.folder, recipe=recipe or None, results=results, **fields)
+        fields["where"] = f"{self.file}:{self.lines.get(path, 1)}"
+        fields["results"] = self.results(table.get("results", []), (*path, "results"))
+        return CatalogueModel(name=name, folder=self.folder, recipe=recipe or None, **fields)
 
     def one_source(self, table: dict[str, Any], recipe: dict[str, Any], path: KeyPath) -> None:
         """Demand exactly one of path, hub and a recipe with its two necessary fields."""
         given = [key for key in ("path", "hub") if key in table] + (["base_model"] if recipe else [])
         if not given:
-            self.fail(path, f"{path[-1]!r} has no source; add path, hub, or a recipe (base_model and experts)")
+            self.fail(
+                path, f"{path[-1]!r} has no source; add path, hub, or a recipe (base_model and experts)"
+            )
         if len(given) > 1:
             other = next(iter(recipe)) if recipe else given[1]
             self.fail((*path, other), f"{path[-1]!r} has both {given[0]!r} and {other!r}; keep one source")
@@ -240,7 +249,9 @@ class _Checker:
             for key in RESULT_KEYS:
                 if key not in row:
                     self.fail((*path, i), f"result {i + 1} of {path[1]!r} has no {key!r}")
-            checked.append(Result(*(self.value(row[key], RESULTS[key], (*path, i, key)) for key in RESULT_KEYS)))
+            checked.append(
+                Result(*(self.value(row[key], RESULTS[key], (*path, i, key)) for key in RESULT_KEYS))
+            )
         return tuple(checked)
 
     def separate_outputs(self, models: dict[str, CatalogueModel]) -> None:
@@ -293,5 +304,6 @@ FIELDS: dict[str, Kind] = {
     "datasets": WORDS,
     "size_label": TEXT,
     "n_params": COUNT,
+    "prompts_by": TEXT,
 }
 RESULTS: dict[str, Kind] = {"task": TEXT, "n_shot": COUNT, "metric": TEXT, "value": NUMBER}
