@@ -97,9 +97,9 @@ def root(ctx: click.Context, catalogue: str | None) -> None:
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """Run the command line; exit with 0, 1 (failed: one line on stderr), 2 (bad usage) or 130 (interrupted)."""
+    """Run the command line; exit with 0, 1 (failed, with one line), 2 (bad usage) or 130 (interrupted)."""
     try:
-        # Outside its standalone mode click returns what `ctx.exit` was given, or a command's value: None here.
+        # Outside its standalone mode click returns what `ctx.exit` was given, or a command's value, None.
         status = root.main(args=arguments, prog_name="moe-gguf", standalone_mode=False)
     except click.ClickException as error:
         error.show()
