@@ -59,9 +59,7 @@ class Verbs(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Complete a verb from the table, so that the tab key imports none of them either."""
-        verbs = [
-            CompletionItem(verb, help=text) for verb, text in VERBS.items() if verb.startswith(incomplete)
-        ]
+        verbs = [CompletionItem(verb, help=text) for verb, text in VERBS.items() if verb.startswith(incomplete)]
         return verbs + click.Command.shell_complete(self, ctx, incomplete)
 
 

@@ -85,9 +85,7 @@ class Catalogue:
             raise CatalogueError(f'{self.file}: no model named and no `default = "..."`; known: {known}')
         wanted = name if name is not None else str(self.default)
         if wanted not in self.models:
-            raise CatalogueError(
-                f"no model {wanted!r} in {self.file}; known: {nearest_first(wanted, self.models)}"
-            )
+            raise CatalogueError(f"no model {wanted!r} in {self.file}; known: {nearest_first(wanted, self.models)}")
         return self.models[wanted]
 
 
@@ -211,9 +209,7 @@ class _Checker:
         if not NAME.fullmatch(name):
             self.fail(path, f"model name {name!r} may hold only letters, digits, '.', '_' and '-'")
         self.known(table, (*FIELDS, "results", *RECIPE_KEYS), path, f"[models.{name}]")
-        fields = {
-            key: self.value(table[key], kind, (*path, key)) for key, kind in FIELDS.items() if key in table
-        }
+        fields = {key: self.value(table[key], kind, (*path, key)) for key, kind in FIELDS.items() if key in table}
         recipe = {key: table[key] for key in table if key in RECIPE_KEYS}
         self.one_source(table, recipe, path)
         for key in ("path", "output"):
@@ -229,9 +225,7 @@ class _Checker:
         """Demand exactly one of path, hub and a recipe with its two necessary fields."""
         given = [key for key in ("path", "hub") if key in table] + (["base_model"] if recipe else [])
         if not given:
-            self.fail(
-                path, f"{path[-1]!r} has no source; add path, hub, or a recipe (base_model and experts)"
-            )
+            self.fail(path, f"{path[-1]!r} has no source; add path, hub, or a recipe (base_model and experts)")
         if len(given) > 1:
             other = next(iter(recipe)) if recipe else given[1]
             self.fail((*path, other), f"{path[-1]!r} has both {given[0]!r} and {other!r}; keep one source")
@@ -249,9 +243,7 @@ class _Checker:
             for key in RESULT_KEYS:
                 if key not in row:
                     self.fail((*path, i), f"result {i + 1} of {path[1]!r} has no {key!r}")
-            checked.append(
-                Result(*(self.value(row[key], RESULTS[key], (*path, i, key)) for key in RESULT_KEYS))
-            )
+            checked.append(Result(*(self.value(row[key], RESULTS[key], (*path, i, key)) for key in RESULT_KEYS)))
         return tuple(checked)
 
     def separate_outputs(self, models: dict[str, CatalogueModel]) -> None:

@@ -45,6 +45,7 @@ class ShardedSource:
     """A TensorSource over several safetensors files."""
 
     def __init__(self, files: list[SafetensorsFile]) -> None:
+        self._files = files
         self._homes: dict[str, SafetensorsFile] = {}
         self.tensors: dict[str, TensorInfo] = {}
         for file in files:
@@ -58,6 +59,10 @@ class ShardedSource:
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Return rows [start, stop) of a tensor; see TensorSource."""
         return self._homes[name].read_rows(name, start, stop)
+
+    def identity(self) -> dict[str, str]:
+        """Return the identities of all shards; see TensorSource."""
+        return {key: value for file in self._files for key, value in file.identity().items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:

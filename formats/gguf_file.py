@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -183,7 +184,7 @@ def _place(
             )
         tensors[name] = GgufTensor(name, shape, qtype, start + offset, n_bytes, path)
     ordered = sorted(tensors.values(), key=lambda tensor: tensor.offset)
-    for one, other in zip(ordered, ordered[1:], strict=False):
+    for one, other in pairwise(ordered):
         if one.offset + one.n_bytes > other.offset:
             raise GgufError(f"{path}: tensors {one.name!r} and {other.name!r} overlap")
     return tensors

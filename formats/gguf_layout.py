@@ -1,6 +1,6 @@
 """Where every byte of a GGUF file goes, before the first is written: header, offsets, exact sizes, shards.
 
-    magic, version, counts | fields | tensor entries | padding | tensor, padding | tensor, padding | ...
+magic, version, counts | fields | tensor entries | padding | tensor, padding | tensor, padding | ...
 """
 
 import struct

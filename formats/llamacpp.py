@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from .errors import EngineError
 
 
 @cache
-def llama() -> ModuleType:
+def llama() -> Any:
     """Import llama-cpp-python's low-level bindings (`llama_cpp.llama_cpp`) once; llama.cpp's log is silent.
 
     Raises EngineError when the package or its library cannot be loaded.
@@ -28,9 +27,10 @@ def llama() -> ModuleType:
         raise EngineError(
             f"llama.cpp cannot be loaded: {error}; install llama-cpp-python, or check LLAMA_CPP_LIB_PATH"
         ) from error
-    llama_cpp.llama_log_set(_log_callback(llama_cpp), None)
-    llama_cpp.llama_backend_init()
-    return llama_cpp
+    bindings: Any = llama_cpp
+    bindings.llama_log_set(_log_callback(bindings), None)
+    bindings.llama_backend_init()
+    return bindings
 
 
 def library_folder() -> Path:
@@ -58,7 +58,7 @@ _listeners: list[Callable[[int, str], None]] = []
 
 
 @cache
-def _log_callback(llama_cpp: ModuleType) -> Any:
+def _log_callback(bindings: Any) -> Any:
     """Return the C callback that hands llama.cpp's log to the listeners; cached so that it stays alive."""
 
     def on_log(level: int, text: bytes | None, _: Any) -> None:
@@ -66,7 +66,7 @@ def _log_callback(llama_cpp: ModuleType) -> Any:
         for listener in tuple(_listeners):
             listener(level, line)
 
-    return llama_cpp.llama_log_callback(on_log)
+    return bindings.llama_log_callback(on_log)
 
 
 @contextmanager

@@ -134,9 +134,7 @@ def cut_slabs(plan: Plan, weights: int) -> list[Slab]:
         rows = max(1, weights // tensor.row_length)
         block = tensor.n_rows // max(tensor.n_expert, 1)
         for expert in range(0, tensor.n_rows, block):
-            slabs += [
-                Slab(index, expert + row, expert + min(row + rows, block)) for row in range(0, block, rows)
-            ]
+            slabs += [Slab(index, expert + row, expert + min(row + rows, block)) for row in range(0, block, rows)]
     return slabs
 
 

@@ -3,15 +3,13 @@
 import os
 import threading
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
 from .errors import MoeGgufError
 
-if os.name == "nt":
-    BINARY = os.O_BINARY
-else:
-    BINARY = 0
+BINARY: int = getattr(os, "O_BINARY", 0)  # Windows translates line ends without it
 
 
 class PositionalFile:
@@ -24,7 +22,7 @@ class PositionalFile:
 
     def read_into(self, offset: int, target: memoryview | np.ndarray) -> None:
         """Fill `target` with the bytes at `offset`. Raises MoeGgufError when the file ends before."""
-        view = memoryview(target).cast("B")
+        view = memoryview(cast(Any, target)).cast("B")
         done = 0
         while done < len(view):
             count = self._read(offset + done, view[done:])
@@ -34,7 +32,7 @@ class PositionalFile:
 
     def write(self, offset: int, source: memoryview | bytes | np.ndarray) -> None:
         """Write all of `source` at `offset`."""
-        view = memoryview(source).cast("B")
+        view = memoryview(cast(Any, source)).cast("B")
         done = 0
         while done < len(view):
             done += self._write(offset + done, view[done:])

@@ -17,7 +17,7 @@ import numpy as np
 
 from .errors import CheckpointError
 from .positional import PositionalFile
-from .source import TensorInfo
+from .source import TensorInfo, file_identity
 
 LONGEST_HEADER = 100_000_000
 DTYPES: dict[str, tuple[str, np.dtype]] = {
@@ -63,6 +63,11 @@ class SafetensorsFile:
         rows = np.empty((stop - start, info.row_length), dtype)
         self.file.read_into(self._offsets[name] + start * info.row_length * dtype.itemsize, rows)
         return rows
+
+    def identity(self) -> dict[str, str]:
+        """Return path, size, time of change and header hash; see TensorSource."""
+        with open(self.path, "rb") as file:
+            return file_identity(self.path, file.read(self._start))
 
     @property
     def file(self) -> PositionalFile:

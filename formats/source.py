@@ -6,6 +6,7 @@ Headers only until `read_rows` is called.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -52,3 +53,20 @@ class TensorSource(Protocol):
         change it. Safe to call from several threads. Raises MoeGgufError when the file has become shorter.
         """
         ...
+
+    def identity(self) -> Mapping[str, str]:
+        """Return what must not change while an interrupted run waits to be continued.
+
+        Absolute paths of all files that are read, each with its size, time of change and header hash; other
+        keys (a seed, a scale) as they are.
+        """
+        ...
+
+
+def file_identity(path: Path, header: bytes = b"") -> dict[str, str]:
+    """Return the identity of one file: its absolute path to "size, time of change, hash of the header"."""
+    from hashlib import blake2b
+
+    state = path.stat()
+    digest = blake2b(header, digest_size=8).hexdigest()
+    return {str(path.resolve()): f"{state.st_size} bytes, changed at {state.st_mtime_ns} ns, header {digest}"}
