@@ -1,0 +1,54 @@
+"""The GGUF we write holds what llama.cpp's converter writes for the same checkpoint: metadata, types, shapes, bytes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..command import convert
+from ..oracles.cases import CONVERSIONS
+from ..oracles.llamacpp_converter import GOLDEN, describe
+
+EXPECTED: dict[str, dict[str, Any]] = json.loads(GOLDEN.read_text(encoding="utf-8"))
+
+DIFFERENT: dict[str, dict[str, str]] = {
+    "sentencepiece json": {"tokenizer.ggml.scores": "llama.cpp writes -1000 for all; ours come from merge ranks"},
+}
+"""Metadata that deliberately differs from llama.cpp's, by case and key, with the reason."""
+
+
+def test_every_case_has_its_golden_result() -> None:
+    assert list(EXPECTED) == list(CONVERSIONS)
+
+
+@pytest.fixture(scope="module", params=list(CONVERSIONS))
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return a case's name, our result and llama.cpp's."""
+    name: str = request.param
+    folder: Path = tmp_path_factory.mktemp("case")
+    target = folder / "out.gguf"
+    outcome = convert(CONVERSIONS[name].write(folder), target, "--outtype", CONVERSIONS[name].outtype)
+    assert outcome.status == 0, outcome.stderr
+    return name, describe(target), EXPECTED[name]
+
+
+def test_tensors_are_the_same(pair: Any) -> None:
+    _, ours, theirs = pair
+    # llama.cpp keeps the order of the shards; ours does not depend on how a checkpoint was cut.
+    assert sorted(ours["tensors"]) == sorted(theirs["tensors"])
+
+
+def test_metadata_is_the_same_in_the_same_order(pair: Any) -> None:
+    name, ours, theirs = pair
+    different = DIFFERENT.get(name, {})
+    assert [entry for entry in ours["metadata"] if entry[0] not in different] == [
+        entry for entry in theirs["metadata"] if entry[0] not in different
+    ]
+
+
+def test_deliberate_differences_are_real(pair: Any) -> None:
+    name, ours, theirs = pair
+    for key in DIFFERENT.get(name, {}):
+        our_values, their_values = ({k: value for k, _, value in each["metadata"]} for each in (ours, theirs))
+        assert our_values[key] != their_values[key]
