@@ -22,6 +22,8 @@ class LoadOptions:
     - numa: "distribute", "isolate", "numactl" or None.
     - flash_attn: "auto", "on" or "off"; cache_type_k, cache_type_v: ggml types by name, such as "f16", "q8_0".
     - n_expert_used: experts per token instead of the file's `<arch>.expert_used_count`.
+    - repack: whether the CPU copies weights into a layout that makes prompts faster: the whole file is then read
+      and held in memory that cannot be given back. None does so for files that this takes under a second for.
     """
 
     n_ctx: int | None = None
@@ -44,3 +46,4 @@ class LoadOptions:
     cache_type_v: str = "f16"
     n_expert_used: int | None = None
     n_seq_max: int = 1
+    repack: bool | None = None

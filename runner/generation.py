@@ -1,0 +1,173 @@
+"""A prompt and sampling options in, an answer out piece by piece, for one sequence or many in one batch."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from ..formats.errors import EngineError
+from .engine import Choice, Engine, Feed, TokenLogprob
+from .model import is_end, piece
+from .sampling import Sampler, SamplingOptions
+from .streaming import TextStream
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one step adds to an answer: `text` may be empty while a character or a stop string is unfinished.
+
+    `finish` is None until the last piece: "end" (the model ended), "stop" (a stop string), "length" (n_predict
+    tokens) or "context" (the context is full).
+    """
+
+    token: int
+    text: str
+    logprob: TokenLogprob | None = None
+    finish: str | None = None
+
+
+@dataclass
+class Generation:
+    """An answer in the making; `advance` moves it on. Create it with `begin`."""
+
+    sequence: int
+    sampler: Sampler
+    stream: TextStream
+    n_predict: int
+    n_logprobs: int | None
+    pending: list[int]
+    n_prompt: int
+    n_reused: int
+    tokens: list[int] = field(default_factory=list)
+    finish: str | None = None
+    started: float = 0.0
+    first_token: float = 0.0
+    latest_token: float = 0.0
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What an answer took: tokens, seconds and tokens a second of the prompt's new part and of the answer."""
+
+    n_prompt: int
+    n_reused: int
+    n_generated: int
+    prompt_seconds: float
+    generation_seconds: float
+
+    @property
+    def prompt_per_second(self) -> float:
+        """Prompt tokens decoded (not reused) a second."""
+        return (self.n_prompt - self.n_reused) / self.prompt_seconds if self.prompt_seconds else 0.0
+
+    @property
+    def generated_per_second(self) -> float:
+        """Tokens a second after the first one, which belongs to the prompt's time."""
+        return (self.n_generated - 1) / self.generation_seconds if self.generation_seconds else 0.0
+
+
+def begin(
+    engine: Engine,
+    prompt: Sequence[int],
+    sampling: SamplingOptions,
+    *,
+    sequence: int = 0,
+    n_predict: int = -1,
+    stops: Sequence[str] = (),
+    n_logprobs: int | None = None,
+) -> Generation:
+    """Prepare an answer: reuse what the cache shares with the prompt, build the sampler. Nothing is decoded yet.
+
+    n_predict -1 goes on until the model ends or the context is full. Raises EngineError for an empty prompt, one
+    that does not fit into the context, and impossible sampling options.
+    """
+    if not prompt:
+        raise EngineError("the prompt is empty, and this model's tokenizer adds no token of its own; give it a prompt")
+    if len(prompt) >= engine.n_ctx:
+        raise EngineError(
+            f"the prompt has {len(prompt)} tokens, the context {engine.n_ctx}; use a larger -c/--ctx-size"
+        )
+    outside = next((token for token in prompt if not 0 <= token < engine.model.n_vocab), None)
+    if outside is not None:
+        raise EngineError(f"token {outside} is not in the vocabulary of {engine.model.n_vocab}")
+    sampler = Sampler(engine.model, sampling)
+    reused = engine.reuse(sequence, prompt)
+    sampler.accept_prompt(prompt[-max(sampling.repeat_last_n, sampling.dry_penalty_last_n, 1) :])
+    pending = list(prompt[reused:])
+    generation = Generation(sequence, sampler, TextStream(stops), n_predict, n_logprobs, pending, len(prompt), reused)
+    generation.finish = None if n_predict else "length"
+    return generation
+
+
+def advance(engine: Engine, generations: Sequence[Generation]) -> list[Piece]:
+    """Add one token to each unfinished answer, all in one batch; return their pieces in order.
+
+    After Cancelled every answer can still go on: what was not decoded stays pending.
+    """
+    running = [generation for generation in generations if generation.finish is None]
+    now = time.perf_counter()
+    for generation in running:
+        generation.started = generation.started or now
+    feeds = [Feed(each.sequence, each.pending, each.sampler, each.n_logprobs) for each in running]
+    before = [len(engine.cached[each.sequence]) for each in running]
+    pieces: dict[int, Piece] = {}
+    try:
+        for number, choice in engine.choices(feeds):
+            pieces[number] = _take(engine, running[number], choice)
+    except EngineError:
+        for number, generation in enumerate(running):
+            if number not in pieces:
+                del generation.pending[: len(engine.cached[generation.sequence]) - before[number]]
+        raise
+    return [pieces[number] for number in sorted(pieces)]
+
+
+def generate(
+    engine: Engine,
+    prompt: Sequence[int],
+    sampling: SamplingOptions,
+    *,
+    sequence: int = 0,
+    n_predict: int = -1,
+    stops: Sequence[str] = (),
+    n_logprobs: int | None = None,
+) -> Iterator[Piece]:
+    """Yield an answer piece by piece; see `begin` for the options and errors."""
+    generation = begin(
+        engine, prompt, sampling, sequence=sequence, n_predict=n_predict, stops=stops, n_logprobs=n_logprobs
+    )
+    while generation.finish is None:
+        yield from advance(engine, [generation])
+
+
+def speed(generation: Generation) -> Speed:
+    """Return what an answer took so far."""
+    return Speed(
+        generation.n_prompt,
+        generation.n_reused,
+        len(generation.tokens),
+        max(generation.first_token - generation.started, 0.0),
+        generation.latest_token - generation.first_token,
+    )
+
+
+def _take(engine: Engine, generation: Generation, choice: Choice) -> Piece:
+    """Book a chosen token and decide whether the answer ends with it."""
+    token = choice.token
+    generation.latest_token = time.perf_counter()
+    generation.first_token = generation.first_token or generation.latest_token
+    generation.tokens.append(token)
+    generation.pending = [token]
+    if is_end(engine.model, token):
+        generation.finish, text = "end", ""
+    else:
+        text = generation.stream.push(piece(engine.model, token))
+        if generation.stream.stopped is not None:
+            generation.finish = "stop"
+        elif 0 <= generation.n_predict <= len(generation.tokens):
+            generation.finish = "length"
+        elif engine.room() < 1:
+            generation.finish = "context"
+    if generation.finish:
+        text += generation.stream.flush()
+        generation.sampler.close()
+    return Piece(token, text, choice.logprob, generation.finish)

@@ -1,0 +1,41 @@
+"""Ctrl-C while llama.cpp computes: Python's own handler would wait until the computation is over."""
+
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def on_interrupt(act: Callable[[], None]) -> Iterator[None]:
+    """Call `act` at once when SIGINT comes inside the block, from another thread, instead of KeyboardInterrupt.
+
+    The interpreter's C handler writes to a socket even while the main thread is inside a C call; a thread waits
+    at its other end. Outside the main thread, where no signals arrive, this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    watcher = threading.Thread(target=_watch, args=(ours, act), daemon=True)
+    old_handler: Any = signal.signal(signal.SIGINT, lambda *_: None)
+    old_fd = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(old_fd)
+        signal.signal(signal.SIGINT, old_handler)
+        theirs.close()
+        watcher.join()
+        ours.close()
+
+
+def _watch(signals: socket.socket, act: Callable[[], None]) -> None:
+    """Read signal numbers until the other end closes."""
+    while received := signals.recv(64):
+        if signal.SIGINT in received:
+            act()

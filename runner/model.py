@@ -1,0 +1,133 @@
+"""A GGUF file and load options in, a model that llama.cpp holds out, with its vocabulary."""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf.constants import Keys
+
+from ..formats.errors import EngineError
+from ..formats.gguf_file import GgufFile
+from ..formats.llamacpp import listening, llama
+from .gguf_check import check_gguf
+from .load_options import LoadOptions
+from .load_parameters import model_parameters
+
+WARNS, FAILS = 3, 4
+
+
+class Model:
+    """The one owner of a `llama_model`. Free it with `close` (or leave a `with` block) after its contexts."""
+
+    def __init__(self, path: Path, options: LoadOptions) -> None:
+        """Check the file, then load it. Raises GgufError or EngineError with one line that says why not."""
+        api = llama()
+        self.path = path
+        self.file: GgufFile = check_gguf(path)
+        parameters, self._keep = model_parameters(self.file, options)
+        use_numa(options.numa)
+        complaints: list[str] = []
+        with listening(lambda level, text: complaints.append(text.strip()) if level == FAILS else None):
+            self.pointer = api.llama_model_load_from_file(str(path).encode(), parameters)
+        if not self.pointer:
+            raise EngineError(f"{path}: llama.cpp cannot load it: {first_reason(complaints)}")
+        self.vocab = api.llama_model_get_vocab(self.pointer)
+        self.n_vocab = int(api.llama_vocab_n_tokens(self.vocab))
+        self.n_ctx_train = int(api.llama_model_n_ctx_train(self.pointer))
+        self.can_rewind = not (api.llama_model_is_recurrent(self.pointer) or api.llama_model_is_hybrid(self.pointer))
+        self.pieces: dict[int, bytes] = {}
+
+    def close(self) -> None:
+        """Free the model; its contexts must be closed before."""
+        if self.pointer:
+            llama().llama_model_free(self.pointer)
+            self.pointer = None
+
+    def __enter__(self) -> "Model":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def first_reason(complaints: list[str]) -> str:
+    """Return what llama.cpp logged first as an error, without the name of the function that failed."""
+    reason = next((line for line in complaints if line), "it does not say why")
+    head, _, rest = reason.partition(": ")
+    return rest if rest and " " not in head else reason
+
+
+@cache
+def use_numa(strategy: str | None) -> None:
+    """Set llama.cpp's NUMA strategy, once for the process."""
+    if strategy is not None:
+        api = llama()
+        strategies = {
+            "distribute": api.GGML_NUMA_STRATEGY_DISTRIBUTE,
+            "isolate": api.GGML_NUMA_STRATEGY_ISOLATE,
+            "numactl": api.GGML_NUMA_STRATEGY_NUMACTL,
+        }
+        api.llama_numa_init(strategies[strategy])
+
+
+def tokenize(model: Model, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
+    """Return the tokens of a text.
+
+    add_special adds what the file asks for (BOS, EOS); parse_special reads "<|im_end|>" in the text as that token.
+    """
+    data = text.encode("utf-8", "replace")
+    room = len(data) + 16
+    while True:
+        tokens = np.empty(room, np.int32)
+        pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        count = llama().llama_tokenize(model.vocab, data, len(data), pointer, room, add_special, parse_special)
+        if count >= 0:
+            return tokens[:count].tolist()
+        if -count <= room:
+            raise EngineError(f"{model.path}: llama.cpp cannot tokenize a text of {len(data)} bytes")
+        room = -count
+
+
+def piece(model: Model, token: int) -> bytes:
+    """Return the bytes that a token stands for; control tokens are empty."""
+    known = model.pieces.get(token)
+    if known is None:
+        known = model.pieces[token] = spell(model, token, special=False)
+    return known
+
+
+def spell(model: Model, token: int, special: bool) -> bytes:
+    """Return the bytes of a token; special ones are spelled out when `special`."""
+    api = llama()
+    buffer = ctypes.create_string_buffer(64)
+    length = api.llama_token_to_piece(model.vocab, token, buffer, 64, 0, special)
+    if length < 0:
+        buffer = ctypes.create_string_buffer(-length)
+        length = api.llama_token_to_piece(model.vocab, token, buffer, -length, 0, special)
+    return buffer.raw[:length]
+
+
+def detokenize(model: Model, tokens: list[int]) -> str:
+    """Return the text of tokens, control tokens left out."""
+    return b"".join(piece(model, token) for token in tokens).decode("utf-8", "replace")
+
+
+def is_end(model: Model, token: int) -> bool:
+    """Tell whether a token ends an answer (EOS, EOT, ...)."""
+    return bool(llama().llama_vocab_is_eog(model.vocab, token))
+
+
+def special_text(model: Model, key: str) -> str:
+    """Return how the token is spelled whose id is under a key such as `Keys.Tokenizer.BOS_ID`, or ""."""
+    token = model.file.metadata.get(key)
+    if not isinstance(token, int) or not 0 <= token < model.n_vocab:
+        return ""
+    return spell(model, token, special=True).decode("utf-8", "replace")
+
+
+def chat_template(model: Model) -> str | None:
+    """Return the file's chat template."""
+    template: Any = model.file.metadata.get(Keys.Tokenizer.CHAT_TEMPLATE)
+    return template if isinstance(template, str) and template.strip() else None

@@ -1,0 +1,246 @@
+"""Sampling options in, the next token out: llama.cpp's own samplers in the order of its `common` library."""
+
+import ctypes
+import os
+import secrets
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+
+from ..formats.errors import EngineError
+from ..formats.llamacpp import llama
+from .model import Model
+
+DEEPEST_GRAMMAR = 200
+MIROSTAT_M = 100
+CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """llama.cpp's sampling parameters, by its names and with its defaults (common/common.h).
+
+    seed None draws one; temp 0 is greedy; top_k 0, top_p 1, min_p 0, typical_p 1, top_n_sigma -1,
+    xtc_probability 0, dry_multiplier 0, repeat_penalty 1 and mirostat 0 switch their sampler off.
+    `grammar` is GBNF.
+    """
+
+    seed: int | None = None
+    temp: float = 0.8
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    typical_p: float = 1.0
+    top_n_sigma: float = -1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = 64
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    grammar: str | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    ignore_eos: bool = False
+
+
+class Sampler:
+    """One sequence's sampler: the owner of a `llama_sampler` chain, and of a grammar when there is one."""
+
+    def __init__(self, model: Model, options: SamplingOptions) -> None:
+        """Build the chain. Raises EngineError for values that llama.cpp would abort on and for a broken grammar."""
+        check_options(model, options)
+        api = llama()
+        self.seed = secrets.randbits(32) if options.seed is None else options.seed & 0xFFFFFFFF
+        self.chain, self.grammar = None, None
+        self.grammar = grammar_sampler(model, options.grammar) if options.grammar else None
+        settings = api.llama_sampler_chain_default_params()
+        self.chain = api.llama_sampler_chain_init(settings)
+        for link in chain_links(model, options, self.seed):
+            api.llama_sampler_chain_add(self.chain, link)
+        self._candidates = np.zeros(model.n_vocab if self.grammar else 0, CANDIDATE)
+
+    def sample(self, context: Any, row: int) -> int:
+        """Choose and accept the token after an output of the context's last batch.
+
+        With a grammar the chain chooses first, and again among what the grammar allows when it did not fit:
+        so does llama.cpp, which spares most tokens the cost of checking the whole vocabulary.
+        """
+        api = llama()
+        if not self.grammar:
+            return api.llama_sampler_sample(self.chain, context, row)
+        logits = np.ctypeslib.as_array(api.llama_get_logits_ith(context, row), self._candidates.shape)
+        token = self._apply(logits, restricted=False)
+        if not self._allows(token):
+            token = self._apply(logits, restricted=True)
+        api.llama_sampler_accept(self.grammar, token)
+        api.llama_sampler_accept(self.chain, token)
+        return token
+
+    def accept_prompt(self, tokens: Iterable[int]) -> None:
+        """Let penalties know the prompt; a grammar is for the answer only."""
+        accept, chain = llama().llama_sampler_accept, self.chain
+        for token in tokens:
+            accept(chain, token)
+
+    def close(self) -> None:
+        """Free the samplers."""
+        for sampler in (self.chain, self.grammar):
+            if sampler:
+                llama().llama_sampler_free(sampler)
+        self.chain = self.grammar = None
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _apply(self, logits: np.ndarray, restricted: bool) -> int:
+        api, candidates = llama(), self._candidates
+        candidates["id"] = np.arange(len(candidates), dtype=np.int32)
+        candidates["logit"] = logits
+        candidates["p"] = 0
+        array = candidate_array(candidates)
+        if restricted:
+            api.llama_sampler_apply(self.grammar, ctypes.byref(array))
+            if not np.isfinite(candidates["logit"]).any():
+                raise EngineError("the grammar allows none of the model's tokens here; check its terminals")
+        api.llama_sampler_apply(self.chain, ctypes.byref(array))
+        return array.data[array.selected].id
+
+    def _allows(self, token: int) -> bool:
+        one = np.array([(token, 1.0, 0.0)], CANDIDATE)
+        array = candidate_array(one)
+        llama().llama_sampler_apply(self.grammar, ctypes.byref(array))
+        return bool(np.isfinite(one["logit"][0]))
+
+
+def candidate_array(candidates: np.ndarray) -> Any:
+    """Return a `llama_token_data_array` over a numpy array, unsorted and with nothing selected."""
+    api = llama()
+    array = api.llama_token_data_array()
+    array.data = ctypes.cast(candidates.ctypes.data, api.llama_token_data_p)
+    array.size, array.selected, array.sorted = len(candidates), -1, False
+    return array
+
+
+def chain_links(model: Model, options: SamplingOptions, seed: int) -> Iterator[Any]:
+    """Yield the samplers in the order of common_sampler_init (common/sampling.cpp)."""
+    api, n_vocab, keep = llama(), model.n_vocab, 0
+    bias = dict(options.logit_bias)
+    if options.ignore_eos:
+        bias |= {token: -np.inf for token in range(n_vocab) if api.llama_vocab_is_eog(model.vocab, token)}
+    bias |= dict.fromkeys(suppressed_tokens(model), -np.inf)
+    if bias:
+        entries = (api.llama_logit_bias * len(bias))(*[api.llama_logit_bias(*entry) for entry in bias.items()])
+        yield api.llama_sampler_init_logit_bias(n_vocab, len(bias), entries)
+    if options.mirostat:
+        tau, eta = options.mirostat_tau, options.mirostat_eta
+        yield api.llama_sampler_init_temp(options.temp)
+        if options.mirostat == 1:
+            yield api.llama_sampler_init_mirostat(n_vocab, seed, tau, eta, MIROSTAT_M)
+        else:
+            yield api.llama_sampler_init_mirostat_v2(seed, tau, eta)
+        return
+    yield api.llama_sampler_init_penalties(
+        n_vocab,
+        options.repeat_last_n,
+        options.repeat_penalty,
+        options.frequency_penalty,
+        options.presence_penalty,
+    )
+    breakers = [text.encode() for text in options.dry_sequence_breakers]
+    yield api.llama_sampler_init_dry(
+        model.vocab,
+        options.dry_multiplier,
+        options.dry_base,
+        options.dry_allowed_length,
+        options.dry_penalty_last_n,
+        (ctypes.c_char_p * len(breakers))(*breakers),
+        len(breakers),
+    )
+    if is_plainly_greedy(options):
+        yield api.llama_sampler_init_greedy()
+        return
+    yield api.llama_sampler_init_top_n_sigma(options.top_n_sigma)
+    yield api.llama_sampler_init_top_k(options.top_k)
+    yield api.llama_sampler_init_typical(options.typical_p, keep)
+    yield api.llama_sampler_init_top_p(options.top_p, keep)
+    yield api.llama_sampler_init_min_p(options.min_p, keep)
+    yield api.llama_sampler_init_xtc(options.xtc_probability, options.xtc_threshold, keep, seed)
+    yield api.llama_sampler_init_temp_ext(options.temp, options.dynatemp_range, options.dynatemp_exponent)
+    yield api.llama_sampler_init_dist(seed)
+
+
+def is_plainly_greedy(options: SamplingOptions) -> bool:
+    """Tell whether the best token always wins, so that the rest of the chain need not be asked."""
+    return options.temp <= 0 and options.dynatemp_range <= 0 and options.xtc_probability <= 0 and options.typical_p >= 1
+
+
+def suppressed_tokens(model: Model) -> list[int]:
+    """Return the tokens that the file says must never be generated."""
+    count = ctypes.c_int32()
+    tokens = llama().llama_vocab_get_suppress_tokens(model.vocab, ctypes.byref(count))
+    return [tokens[i] for i in range(count.value)]
+
+
+def check_options(model: Model, options: SamplingOptions) -> None:
+    """Refuse values that mean nothing, and those that make llama.cpp abort."""
+    if not (np.isfinite(options.repeat_penalty) and options.repeat_penalty > 0):
+        raise EngineError(f"a repeat penalty of {options.repeat_penalty} is not possible; 1 switches it off")
+    if not np.isfinite([options.frequency_penalty, options.presence_penalty, options.temp]).all():
+        raise EngineError("temperature and penalties must be finite numbers")
+    if options.mirostat not in (0, 1, 2):
+        raise EngineError(f"there is no Mirostat {options.mirostat}; use 0 (off), 1 or 2")
+    if options.mirostat and options.temp <= 0:
+        raise EngineError("Mirostat needs a temperature above 0")
+    for token, _ in options.logit_bias:
+        if not 0 <= token < model.n_vocab:
+            raise EngineError(f"logit bias for token {token}: the vocabulary has {model.n_vocab} tokens")
+
+
+def grammar_sampler(model: Model, grammar: str) -> Any:
+    """Return llama.cpp's sampler for a GBNF grammar. Raises EngineError with the parser's own complaint."""
+    depth = deepest = 0
+    for letter in grammar:
+        depth += {"(": 1, ")": -1}.get(letter, 0)
+        deepest = max(deepest, depth)
+    if deepest > DEEPEST_GRAMMAR:
+        raise EngineError(f"the grammar nests {deepest} deep; {DEEPEST_GRAMMAR} is the most")
+    with captured_stderr() as complaint:
+        sampler = llama().llama_sampler_init_grammar(model.vocab, grammar.encode(), b"root")
+    if not sampler:
+        text = complaint().partition("error parsing grammar: ")[2] or complaint() or "it has no root rule"
+        raise EngineError(f"the grammar is broken: {' '.join(text.split())[:200]}")
+    return sampler
+
+
+@contextmanager
+def captured_stderr() -> Iterator[Callable[[], str]]:
+    """Catch what C code prints to stderr inside the block, since llama.cpp's parser tells nobody else."""
+    with tempfile.TemporaryFile() as file:
+        kept = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        text: list[str] = []
+        try:
+            yield lambda: text[0] if text else ""
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            text.append(_contents(file))
+
+
+def _contents(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode("utf-8", "replace")
