@@ -101,9 +101,7 @@ def catalogue_model(name: str | None) -> CatalogueModel:
             f"no model given and no {CATALOGUE_FILE} here; name a path, or a catalogue with --catalogue"
         )
     if file is None:
-        raise CatalogueError(
-            f"{name}: no such file or folder, and no {CATALOGUE_FILE} here that could name it"
-        )
+        raise CatalogueError(f"{name}: no such file or folder, and no {CATALOGUE_FILE} here that could name it")
     catalogue = read_catalogue(file)
     if name is not None and name not in catalogue.models:
         raise _neither(name, catalogue)
@@ -120,18 +118,14 @@ class ModelParameter(click.ParamType):
 
     name = "model"
 
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Return the catalogue's names that begin so; the shell adds the files."""
         try:
             file = catalogue_path()
             models = read_catalogue(file).models.values() if file else ()
         except MoeGgufError:
             models = ()
-        names = [
-            CompletionItem(one.name, help=one.title) for one in models if one.name.startswith(incomplete)
-        ]
+        names = [CompletionItem(one.name, help=one.title) for one in models if one.name.startswith(incomplete)]
         return names or [CompletionItem(incomplete, type="file")]
 
 
@@ -150,18 +144,14 @@ def resolve_source(argument: str | None, prefer_gguf: bool = False) -> ModelSour
     entry = catalogue_model(argument)
     converted = best_gguf(entry.output, TO_QUANTIZE, only=True) if prefer_gguf else None
     if converted:
-        return ModelSource(
-            SourceKind.GGUF, entry.name, entry.folder, entry.where, path=converted, entry=entry
-        )
+        return ModelSource(SourceKind.GGUF, entry.name, entry.folder, entry.where, path=converted, entry=entry)
     if entry.path:
         if not entry.path.exists():
             raise CatalogueError(f"{entry.where}: {entry.name}: {entry.path} does not exist")
         kind = kind_of_path(entry.path)
         return ModelSource(kind, entry.name, entry.path.parent, entry.where, path=entry.path, entry=entry)
     kind = SourceKind.HUB if entry.hub else SourceKind.RECIPE
-    return ModelSource(
-        kind, entry.name, entry.folder, entry.where, recipe=entry.recipe, hub=entry.hub, entry=entry
-    )
+    return ModelSource(kind, entry.name, entry.folder, entry.where, recipe=entry.recipe, hub=entry.hub, entry=entry)
 
 
 def kind_of_path(path: Path) -> SourceKind:
@@ -169,9 +159,7 @@ def kind_of_path(path: Path) -> SourceKind:
     if path.is_dir():
         if (path / "config.json").is_file():
             return SourceKind.CHECKPOINT
-        raise CheckpointError(
-            f"{path}: no config.json in this folder; give a checkpoint folder, or a .gguf file"
-        )
+        raise CheckpointError(f"{path}: no config.json in this folder; give a checkpoint folder, or a .gguf file")
     with open(path, "rb") as file:
         magic = file.read(4)
     if magic == b"GGUF" or path.suffix.lower() == ".gguf":
@@ -201,16 +189,18 @@ def resolve_gguf(argument: str | None) -> Path:
             raise GgufError(f"{path}: not a GGUF file; make one with: moe-gguf quantize {path} --type Q4_K_M")
         return path
     entry = catalogue_model(argument)
-    found = best_gguf(entry.output, TO_RUN)
-    if found is None and entry.path and entry.path.is_file() and kind_of_path(entry.path) is SourceKind.GGUF:
-        found = entry.path
+    found = gguf_of(entry)
     if found is None:
-        word = f" {argument}" if argument else ""
-        raise CatalogueError(
-            f"{entry.name}: no GGUF file in {entry.output} yet; make one with: "
-            f"moe-gguf quantize{word} --type Q4_K_M"
-        )
+        command = "moe-gguf quantize" + (f" {argument}" if argument else "") + " --type Q4_K_M"
+        raise CatalogueError(f"{entry.name}: no GGUF file in {entry.output} yet; make one with: {command}")
     return found
+
+
+def gguf_of(entry: CatalogueModel) -> Path | None:
+    """Return the best GGUF file of a catalogue model to run, or None while there is none."""
+    found = best_gguf(entry.output, TO_RUN)
+    is_gguf = entry.path and entry.path.is_file() and kind_of_path(entry.path) is SourceKind.GGUF
+    return found or (entry.path if is_gguf else None)
 
 
 def best_gguf(folder: Path, order: tuple[str, ...], only: bool = False) -> Path | None:
@@ -230,9 +220,9 @@ def best_gguf(folder: Path, order: tuple[str, ...], only: bool = False) -> Path 
     return min(found)[2] if found else None
 
 
-def explain_hub(source: ModelSource) -> MoeGgufError:
-    """Return the error for a verb that needs files of a model that is only on the hub."""
-    return CatalogueError(
-        f"{source.name}: its weights are on the hub ({source.hub}) and must be downloaded first; "
-        f"run moe-gguf convert {source.name}"
-    )
+def not_here(source: ModelSource) -> MoeGgufError:
+    """Return the error for a verb that needs the files of a model that is only described: a recipe or a hub id."""
+    made = f"run moe-gguf convert {source.name} first" if source.entry else "run moe-gguf convert on it first"
+    if source.hub:
+        return CatalogueError(f"{source.name}: its weights are on the hub ({source.hub}), to be downloaded; {made}")
+    return CatalogueError(f"{source.name}: a merge recipe ({source.where}) of which nothing is made yet; {made}")

@@ -58,6 +58,34 @@ def emit_json(report: Any) -> None:
     click.echo(json.dumps(report, indent=2, ensure_ascii=False))
 
 
+def format_bytes(n_bytes: float) -> str:
+    """Return a size in decimal units with four digits: "26.44 GB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 999.95 or unit == "GB":
+            break
+        n_bytes /= 1000
+    return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.{1 if n_bytes >= 100 else 2}f} {unit}"
+
+
+def format_count(number: float) -> str:
+    """Return a number of parameters with three digits: "46.7 B", "135 M"."""
+    for unit in ("", "K", "M", "B"):
+        if number < 999.5 or unit == "B":
+            break
+        number /= 1000
+    digits = 0 if number >= 99.95 or not unit else 1 if number >= 9.995 else 2
+    return f"{number:.{digits}f} {unit}".rstrip()
+
+
+def format_table(rows: list[list[str]], align: str, indent: str = "  ") -> str:
+    """Return rows as aligned columns; `align` has "<" or ">" for each column."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(align))]
+    lines = (
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)) for row in rows
+    )
+    return "\n".join(indent + line.rstrip() for line in lines)
+
+
 def progress(total: int, description: str, unit: str = "B") -> Any:
     """Return a tqdm bar on stderr over `total` units (bytes are scaled); hidden with -q."""
     from tqdm import tqdm

@@ -198,7 +198,7 @@ class _Checker:
         models = {name: self.model(name, table) for name, table in tables.items()}
         self.separate_outputs(models)
         default = document.get("default")
-        if default is not None and default not in models:
+        if default is not None and default not in list(models):
             known = nearest_first(str(default), models)
             self.fail(("default",), f"default {default!r} is not a model of this catalogue; known: {known}")
         return Catalogue(self.file, models, default)
