@@ -4,13 +4,21 @@ In: a checkpoint folder. Out: `ChatTemplates`, Jinja source, the default and the
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import ascii_letters, digits
 from typing import Any
 
 from ..formats.errors import TokenizerError
-from .vocabulary.tokenizer_files import read_object, read_text
-from .vocabulary.vocabulary import ChatTemplates
+from .tokenizer_json import read_object, read_text
+
+
+@dataclass(frozen=True)
+class ChatTemplates:
+    """The default chat template and the named ones (tool_use, rag, ...), as Jinja source."""
+
+    default: str | None = None
+    named: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_chat_templates(folder: Path) -> ChatTemplates:

@@ -10,7 +10,8 @@ from typing import Any
 from gguf import TokenType
 
 from ...formats.errors import TokenizerError
-from .tokenizer_files import AddedToken, TokenizerFiles, checked_id, typed
+from ..tokenizer_json import typed
+from .tokenizer_files import AddedToken, TokenizerFiles, checked_id
 
 LOOKS_SPECIAL = frozenset(("<pad>", "<mask>", "<2mass>", "[@BOS@]"))
 SPACE = "▁"

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from ...formats.errors import TokenizerError
 from ..chat_template import read_chat_templates
+from ..tokenizer_json import typed
 from .byte_level import byte_level_rows, gguf_merges, is_byte_level, read_merges, read_model_vocab
 from .pre_tokenizer import check_name, name_pre_tokenizer
 from .reference import load_reference
 from .special_tokens import read_late_tokens, read_special_tokens
-from .tokenizer_files import AddedToken, TokenizerFiles, collect_added_tokens, read_files, typed
+from .tokenizer_files import AddedToken, TokenizerFiles, collect_added_tokens, read_files
 from .vocabulary import Vocabulary, padded
 
 

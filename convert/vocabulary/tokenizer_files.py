@@ -3,15 +3,14 @@
 In: a checkpoint folder. Out: `TokenizerFiles`, and the added tokens that the files agree on.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...formats.errors import TokenizerError
+from ..tokenizer_json import read_object, shortly, typed
 
-MAX_JSON_BYTES = 256 << 20  # Gemma's tokenizer.json, the largest in circulation, has 33 MB
 MAX_ID = 1 << 24
 
 
@@ -59,45 +58,6 @@ def read_files(folder: Path) -> TokenizerFiles:
     )
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object; a file that does not exist reads as an empty one. Raises TokenizerError."""
-    if not path.is_file():
-        return {}
-    text = read_text(path)
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path} is not valid JSON: {error or 'nested too deeply'}") from error
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{path} holds a JSON {type(value).__name__}, an object is expected")
-    return value
-
-
-def read_text(path: Path) -> str:
-    """Read a UTF-8 file of a sane size. Raises TokenizerError."""
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise TokenizerError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MB, no tokenizer file is")
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TokenizerError(f"{path} is not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise TokenizerError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-def typed(mapping: Mapping[str, Any], key: str, kind: type, where: object, default: Any) -> Any:
-    """Return mapping[key] when it has the type, the default when it is absent or null.
-
-    Raises TokenizerError for another type.
-    """
-    value = mapping.get(key)
-    if value is None:
-        return default
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise TokenizerError(f"{where}: {key!r} is {_shortly(value)}, {kind.__name__} expected")
-    return value
-
-
 def collect_added_tokens(files: TokenizerFiles) -> dict[int, AddedToken]:
     """Return the added tokens by id from all three files that list them, in ascending order of id.
 
@@ -139,7 +99,7 @@ def _from_added_tokens(files: TokenizerFiles) -> list[tuple[int, AddedToken]]:
 
 def _added_token(entry: Any, token_id: Any, path: Path) -> tuple[int, AddedToken]:
     if not isinstance(entry, dict):
-        raise TokenizerError(f"{path}: an added token is {_shortly(entry)}, an object is expected")
+        raise TokenizerError(f"{path}: an added token is {shortly(entry)}, an object is expected")
     content = typed(entry, "content", str, path, None)
     if content is None:
         raise TokenizerError(f"{path}: an added token has no 'content'")
@@ -153,10 +113,5 @@ def checked_id(value: Any, text: str, path: Path) -> int:
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < MAX_ID:
-        raise TokenizerError(f"{path}: the token {text!r} has the id {_shortly(value)}, a number is expected")
+        raise TokenizerError(f"{path}: the token {text!r} has the id {shortly(value)}, a number is expected")
     return value
-
-
-def _shortly(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=True, default=str)
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -10,6 +10,7 @@ from typing import Any
 from gguf import GGUFValueType, Keys, TokenType
 
 from ...formats.errors import TokenizerError
+from ..chat_template import ChatTemplates
 
 ID_KEYS = {
     "bos": Keys.Tokenizer.BOS_ID,
@@ -37,14 +38,6 @@ class SpecialTokens:
 
     ids: Mapping[str, int] = field(default_factory=dict)
     add: Mapping[str, bool] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ChatTemplates:
-    """The default chat template and the named ones (tool_use, rag, ...), as Jinja source."""
-
-    default: str | None = None
-    named: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,7 +75,7 @@ class Vocabulary:
         """Say whether "bos", "eos" or "sep" is added to a text; None where llama.cpp's default decides."""
         return self.late.add.get(part, self.special.add.get(part))
 
-    def metadata(self) -> list[tuple[str, Any, GGUFValueType]]:
+    def fields(self) -> list[tuple[str, Any, GGUFValueType]]:
         """Return (key, value, type) for every `tokenizer.*` entry, in the order of llama.cpp's converter.
 
         Source: llama.cpp conversion/llama.py `LlamaModel.set_vocab`, gguf-py `SpecialVocab.add_to_gguf`.

@@ -15,7 +15,7 @@ from moe_gguf.formats.llamacpp import llama
 def write_vocabulary(vocabulary: Vocabulary, path: Path) -> None:
     """Write a GGUF file that holds the vocabulary and no tensor."""
     writer = GGUFWriter(path, "llama")
-    for key, value, kind in vocabulary.metadata():
+    for key, value, kind in vocabulary.fields():
         writer.add_key_value(key, value, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
