@@ -35,6 +35,11 @@ class Device:
         """Whether layers can be placed on it (BLAS and the CPU itself take none)."""
         return self.kind in ("gpu", "igpu", "rpc")
 
+    @property
+    def shares_ram(self) -> bool:
+        """Whether its memory is the CPU's: integrated GPUs, and Metal's on Apple silicon."""
+        return self.kind == "igpu" or self.name.startswith("MTL") or self.name == "Metal"
+
 
 @dataclass(frozen=True)
 class Build:
