@@ -1,6 +1,7 @@
 """A Hugging Face checkpoint folder, opened: config.json as it is, and its tensors over one or many shards."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from .source import TensorInfo, TensorSource
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+MERGE_RECIPES = ("mergekit_moe_config.yml", "mergekit_config.yml")
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,16 @@ class Parent:
 class Checkpoint:
     """A model before conversion, whether its files exist or a recipe stands for them.
 
-    `config` is config.json as it is; `folder` holds tokenizer, generation config and model card;
-    `parents` are the models that were merged, the base first.
+    `config` is config.json as it is; `folder` holds the tokenizer; `card_folder` the model card and generation
+    config of this very model, None when it has none; `parents` are the models that were merged, the base first;
+    `ignored` are tensors that were left out already, each with the reason.
     """
 
     name: str
     source: TensorSource
     config: dict[str, Any]
     folder: Path
+    card_folder: Path | None = None
     parents: tuple[Parent, ...] = ()
     license: str | None = None
     ignored: Mapping[str, str] = field(default_factory=dict)
@@ -90,7 +94,45 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder}: not a folder with a checkpoint")
     config = read_json(folder / "config.json")
     source = open_tensors(folder)
-    return Checkpoint(folder.resolve().name, source, config, folder)
+    return Checkpoint(folder.resolve().name, source, config, folder, folder, read_parents(folder))
+
+
+def read_parents(folder: Path) -> tuple[Parent, ...]:
+    """Return the models that a merge was made of, from the mergekit config beside it; none when there is none.
+
+    Raises CheckpointError when that file is not valid YAML.
+    """
+    import yaml
+
+    for name in MERGE_RECIPES:
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError) as error:
+            raise CheckpointError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        if isinstance(recipe, dict):
+            return tuple(dict.fromkeys(parent_of(model) for model in _merged_models(recipe)))
+    return ()
+
+
+def parent_of(reference: str) -> Parent:
+    """Return a parent from a recipe's reference: a hub id, a path, or either with "+lora"."""
+    model, _, adapter = reference.partition("+")
+    chosen = adapter or model
+    is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", chosen) is not None and not Path(chosen).exists()
+    return Parent(chosen.replace("\\", "/").rstrip("/").rpartition("/")[2], chosen if is_hub_id else None)
+
+
+def _merged_models(recipe: Mapping[str, Any]) -> list[str]:
+    """Return the base and then the sources of a mergekit-moe or mergekit recipe."""
+    models = [recipe.get("base_model")]
+    for key in ("experts", "shared_experts", "models"):
+        entries = recipe.get(key)
+        if isinstance(entries, list):
+            models += [entry.get("source_model", entry.get("model")) for entry in entries if isinstance(entry, Mapping)]
+    return [model for model in models if isinstance(model, str)]
 
 
 def open_tensors(folder: Path) -> TensorSource:

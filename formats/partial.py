@@ -22,8 +22,6 @@ from .gguf_layout import (
 from .journal import COMPLETE, add_to_journal, journal_path, read_journal, start_journal
 from .positional import PositionalFile
 
-Check = Callable[[Sequence[Path]], None]
-
 
 @dataclass(frozen=True)
 class Output:
@@ -62,6 +60,9 @@ def split_output(output: Output, largest: int) -> Output:
 
     groups = group_by_size(output.entries, largest, alignment_of(output.fields))
     return replace(output, groups=tuple(tuple(group) for group in groups))
+
+
+Check = Callable[[Output, Sequence[Path]], None]
 
 
 class PartialOutput:
@@ -144,7 +145,7 @@ class PartialOutput:
             file.sync()
         self.close()
         if check:
-            check([self.partial(path) for path, _ in self.shards])
+            check(self.output, [self.partial(path) for path, _ in self.shards])
         add_to_journal(self.output.path, {COMPLETE: True})
 
     def publish(self) -> None:

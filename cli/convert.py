@@ -1,0 +1,118 @@
+"""`moe-gguf convert`: a checkpoint or a recipe becomes one GGUF file, verified before it gets its name."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .models import MODEL
+from .terminal import verbosity
+
+OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
+
+
+@click.command()
+@click.argument("source", type=MODEL, required=False)
+@click.option(
+    "-o",
+    "--outfile",
+    type=click.Path(path_type=Path),
+    help="Output file or folder; by default NAME-SIZE-TYPE.gguf in this folder.",
+)
+@click.option(
+    "--outtype",
+    type=click.Choice(OUTTYPES, case_sensitive=False),
+    default="auto",
+    show_default=True,
+    help="Type of the matrices; auto is the checkpoint's own 16-bit type.",
+)
+@click.option("--split-max-size", metavar="N(M|G)", help="Write shards of at most this size, as 50G.")
+@click.option("--pre-tokenizer", metavar="NAME", help="llama.cpp's name of the pre-tokenizer, if it is not recognized.")
+@click.option("--gates", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Routers for a recipe.")
+@click.option("--allow-nonfinite", is_flag=True, help="Go on when a weight is NaN or infinite.")
+@click.option("--no-verify", is_flag=True, help="Do not load the finished file in llama.cpp.")
+@click.option("-f", "--force", is_flag=True, help="Overwrite the output, or start an unfinished run again.")
+@click.option("-t", "--threads", type=click.IntRange(1), help="Threads; by default one per core.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and the exact size; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@verbosity
+def command(source: str | None, **options: Any) -> None:
+    """Write SOURCE as GGUF.
+
+    SOURCE is a checkpoint folder as transformers or mergekit-moe writes it, a merge recipe (.yml), or a name
+    of the catalogue (models.toml); without it, the catalogue's default.
+    """
+    convert(source, **options)
+
+
+def convert(
+    source: str | None,
+    outfile: Path | None,
+    outtype: str,
+    split_max_size: str | None,
+    pre_tokenizer: str | None,
+    gates: Path | None,
+    allow_nonfinite: bool,
+    no_verify: bool,
+    force: bool,
+    threads: int | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Plan, write, read back, report."""
+    from ..convert.outtype import choose_entries, file_type_field, resolve_outtype
+    from ..formats.naming import output_path
+    from ..formats.partial import Output, split_output
+    from ..formats.write import write
+    from ..quantize.encode import Encoder
+    from .models import resolve_source
+    from .outputs import describe_output, print_output, print_tensors
+    from .plans import check_finished, parse_size, plan_of
+    from .terminal import emit_json, progress, say, warn
+
+    planned = plan_of(resolve_source(source), pre_tokenizer=pre_tokenizer, gates=gates)
+    for warning in planned.plan.warnings:
+        warn(warning)
+    resolved = resolve_outtype(planned.plan, outtype.lower())
+    plan = planned.plan.with_fields(file_type_field(planned.plan, resolved))
+    entries = choose_entries(plan, resolved)
+    path = output_path(plan.fields, resolved.upper(), outfile, planned.folder)
+    output = Output(path, plan.fields, entries, f"convert {resolved}")
+    if split_max_size:
+        output = split_output(output, parse_size(split_max_size))
+    report = describe_output(output, resolved.upper())
+    if dry_run:
+        if as_json:
+            emit_json({"outputs": [report], "dry_run": True, "ignored": dict(plan.ignored)})
+        else:
+            print_output(report, entries)
+            print_tensors(entries)
+        return
+    say(f"{planned.name}: {len(entries)} tensors to {path}")
+    started = time.monotonic()
+    with progress(sum(tensor.n_weights for tensor in plan.tensors), "convert", " weights") as bar:
+        written = write(
+            plan,
+            [output],
+            Encoder(plan),
+            n_threads=threads or default_threads(),
+            force=force,
+            allow_nonfinite=allow_nonfinite,
+            advance=bar.update,
+            check=lambda output, paths: check_finished(output, paths, planned.tokenizer, load=not no_verify),
+        )
+    if written[0].resumed_at:
+        say("went on where an interrupted run stopped")
+    seconds = time.monotonic() - started
+    if as_json:
+        emit_json({"outputs": [report], "seconds": round(seconds, 3), "ignored": dict(plan.ignored)})
+    else:
+        print_output(report, entries, seconds)
+
+
+def default_threads() -> int:
+    """Return one thread per core that this process may use."""
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,67 @@
+"""What convert and quantize say of the files they plan and write: the same JSON, the same table.
+
+The JSON is stable (docs/convert.md): {"outputs": [{"path", "type", "bytes", "bpw", "tensors": [...]}], ...}.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from ..formats.gguf_layout import TensorEntry
+from ..formats.partial import Output
+
+
+def describe_output(output: Output, type_name: str) -> dict[str, Any]:
+    """Return the stable JSON of one output; sizes in bytes, shapes in GGUF order."""
+    from ..formats.readback import count_weights
+
+    shards = output.shards()
+    report: dict[str, Any] = {
+        "path": str(shards[0][0]),
+        "type": type_name,
+        "bytes": sum(layout.n_bytes for _, layout in shards),
+        "bpw": round(8 * sum(entry.n_bytes for entry in output.entries) / count_weights(output.entries), 4),
+        "tensors": [describe_entry(entry) for entry in output.entries],
+    }
+    if len(shards) > 1:
+        report["shards"] = [{"path": str(path), "bytes": layout.n_bytes} for path, layout in shards]
+    return report
+
+
+def describe_entry(entry: TensorEntry) -> dict[str, Any]:
+    """Return the stable JSON of one tensor."""
+    return {"name": entry.name, "shape": list(entry.shape), "type": entry.qtype.name, "bytes": entry.n_bytes}
+
+
+def types_line(entries: Sequence[TensorEntry]) -> str:
+    """Return how many tensors have which type: "113 F32, 4 Q8_0"."""
+    counts: dict[str, int] = {}
+    for entry in entries:
+        counts[entry.qtype.name] = counts.get(entry.qtype.name, 0) + 1
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def print_output(report: dict[str, Any], entries: Sequence[TensorEntry], seconds: float | None = None) -> None:
+    """Print one output on stdout: where it is, how large, and what it is made of."""
+    took = f", {seconds:.1f} s" if seconds is not None else ""
+    click.echo(f"{report['path']}: {readable(report['bytes'])}, {report['bpw']:.2f} bits per weight{took}")
+    click.echo(f"  {len(entries)} tensors: {types_line(entries)}")
+
+
+def print_tensors(entries: Sequence[TensorEntry]) -> None:
+    """Print the plan of every tensor."""
+    width = max(len(entry.name) for entry in entries)
+    for entry in entries:
+        shape = " x ".join(str(n) for n in entry.shape)
+        click.echo(f"  {entry.name:<{width}}  {shape:>24}  {entry.qtype.name:>6}  {entry.n_bytes:>15,}")
+
+
+def readable(n_bytes: int) -> str:
+    """Return a size as people write it: "14.61 GB"."""
+    size = float(n_bytes)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.2f} {unit}"
+        size /= 1000
+    raise AssertionError("unreachable")

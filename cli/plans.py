@@ -1,0 +1,88 @@
+"""From a model argument to a plan, whatever it stands for, and the check of the file that comes of it."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..formats.checkpoint import Checkpoint
+from ..formats.errors import CheckpointError, OutputError, PlanError
+from ..formats.partial import Output
+from ..formats.plan import Plan
+from .models import ModelSource, SourceKind
+from .terminal import say, warn
+
+SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, what to call it, where its outputs go by default, and where its source's tokenizer lies."""
+
+    plan: Plan
+    name: str
+    folder: Path
+    tokenizer: Path | None
+
+
+def plan_of(source: ModelSource, pre_tokenizer: str | None = None, gates: Path | None = None) -> Planned:
+    """Plan the conversion of a checkpoint, a recipe or a hub model; reads no weight of the experts.
+
+    Raises MoeGgufError for what cannot be converted.
+    """
+    from ..convert.build_plan import build_plan
+
+    if source.kind is SourceKind.GGUF:
+        raise CheckpointError(f"{source.path}: is GGUF already; to change its types: moe-gguf quantize {source.path}")
+    checkpoint = open_source(source, gates)
+    plan = build_plan(checkpoint, pre_tokenizer=pre_tokenizer)
+    folder = source.output or Path()
+    folder.mkdir(parents=True, exist_ok=True)
+    return Planned(plan, checkpoint.name, folder, checkpoint.folder)
+
+
+def open_source(source: ModelSource, gates: Path | None = None) -> Checkpoint:
+    """Open what a source stands for as a checkpoint: files that are there, or a recipe in their place."""
+    from ..formats.checkpoint import open_checkpoint
+
+    if source.kind is SourceKind.CHECKPOINT and source.path:
+        if gates:
+            raise PlanError("--gates goes with a recipe; for a finished GGUF use moe-gguf regate")
+        return open_checkpoint(source.path)
+    from .recipes import open_hub, open_recipe_source
+
+    if source.kind is SourceKind.HUB:
+        return open_hub(source)
+    return open_recipe_source(source, gates)
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of a size such as 50G or 512M (thousands, as llama.cpp's gguf-split counts)."""
+    match = re.fullmatch(r"(\d+)([KMG]?)B?", text.strip().upper())
+    if not match or int(match[1]) == 0:
+        raise PlanError(f"{text!r} is not a size; write 50G or 500M")
+    return int(match[1]) * SIZES[match[2]]
+
+
+def check_finished(output: Output, paths: Sequence[Path], tokenizer: Path | None, load: bool = True) -> None:
+    """Read finished files back: their structure, then a decode in llama.cpp and the tokens of a probe text.
+
+    Raises OutputError when something is not as planned.
+    """
+    from ..formats.readback import check_structure
+
+    check_structure(paths, output.entries)
+    if not load:
+        return
+    if len(paths) > 1:
+        say("shards are checked for their structure; llama.cpp loads them by their final names only")
+        return
+    from ..convert.vocabulary import PROBE_TEXT, probe_tokens
+    from ..runner.verify import verify_gguf
+
+    expected = probe_tokens(tokenizer, PROBE_TEXT) if tokenizer else None
+    if tokenizer and expected is None:
+        warn("no reference for the tokenizer: its tokens were not compared")
+    problems = verify_gguf(paths[0], PROBE_TEXT if expected is not None else None, expected)
+    if problems:
+        raise OutputError(f"{output.path}: llama.cpp does not run it as it should: {'; '.join(problems)}")

@@ -1,0 +1,86 @@
+"""From a checkpoint to the plan of its GGUF: tensors, metadata, vocabulary, and what the user should know.
+
+Reads headers and small JSON files only.
+"""
+
+from dataclasses import replace
+
+from gguf.constants import MODEL_ARCH, GGUFValueType
+
+from ..formats.checkpoint import Checkpoint
+from ..formats.config import ModelConfig, read_config
+from ..formats.errors import CheckpointError
+from ..formats.gguf_fields import Field, field_of
+from ..formats.plan import Plan
+from .architectures import ARCHITECTURES, EMBEDDING, Architecture, with_llama_graph
+from .metadata import describe
+from .tensors import plan_tensors
+from .vocabulary import read_vocabulary
+
+
+def build_plan(checkpoint: Checkpoint, *, pre_tokenizer: str | None = None) -> Plan:
+    """Return the plan of a checkpoint.
+
+    `pre_tokenizer` overrides what the tokenizer looks like. Raises CheckpointError or TokenizerError for what
+    cannot be converted.
+    """
+    config, size_warnings = _with_rows(read_config(checkpoint.config, f"{checkpoint.name}: config.json"), checkpoint)
+    architecture, graph_warnings = choose_architecture(config, checkpoint)
+    tensors, leftovers = plan_tensors(checkpoint.source.tensors, config, architecture)
+    vocabulary = read_vocabulary(checkpoint.folder, config.n_vocab, pre_tokenizer=pre_tokenizer)
+    fields = describe(checkpoint, config, architecture, tensors)
+    for key, value, kind in vocabulary.fields():
+        fields[key] = field_of(value) if kind is GGUFValueType.ARRAY else Field(value, kind)
+    return Plan(
+        architecture.name,
+        fields,
+        tuple(tensors),
+        checkpoint.source,
+        {**checkpoint.ignored, **leftovers},
+        (*size_warnings, *graph_warnings, *vocabulary.warnings),
+    )
+
+
+def choose_architecture(config: ModelConfig, checkpoint: Checkpoint) -> tuple[Architecture, tuple[str, ...]]:
+    """Return the record of the family, and warnings about what llama.cpp's graph will do differently.
+
+    llama.cpp renormalizes the weights of the chosen experts for `llama` and `qwen3moe`, and never for `qwen2moe`
+    and `deepseek`. A merge that wants it and has no shared expert is therefore written as `llama`.
+    Raises CheckpointError for an unsupported architecture.
+    """
+    architecture = ARCHITECTURES.get(config.hf_architecture)
+    if architecture is None:
+        raise CheckpointError(
+            f"{checkpoint.name}: architecture {config.hf_architecture} is not supported; "
+            f"supported are {', '.join(ARCHITECTURES)}"
+        )
+    if architecture.gguf in (MODEL_ARCH.QWEN2MOE, MODEL_ARCH.DEEPSEEK) and config.norm_topk_prob:
+        if not config.n_layer_dense and not _has_shared_expert(checkpoint):
+            return with_llama_graph(architecture), ()
+        return architecture, (
+            f"llama.cpp's {architecture.name} graph does not renormalize the weights of the chosen experts, which "
+            f"config.json asks for (norm_topk_prob): with {config.n_expert_used} of {config.n_expert} experts the "
+            "logits will differ by tens of percent from transformers'; set num_experts_per_tok to "
+            f"{config.n_expert} for the same",
+        )
+    if architecture.gguf is MODEL_ARCH.QWEN3MOE and config.norm_topk_prob is False:
+        return architecture, (
+            "llama.cpp's qwen3moe graph renormalizes the weights of the chosen experts, although config.json says "
+            "norm_topk_prob false: the logits will differ from transformers'",
+        )
+    return architecture, ()
+
+
+def _has_shared_expert(checkpoint: Checkpoint) -> bool:
+    return any(".shared_expert" in name for name in checkpoint.source.tensors)
+
+
+def _with_rows(config: ModelConfig, checkpoint: Checkpoint) -> tuple[ModelConfig, tuple[str, ...]]:
+    """Trust the embedding's rows, not config.json, for the size of the vocabulary: merges leave it behind."""
+    embedding = checkpoint.source.tensors.get(EMBEDDING.hf_names[0])
+    if embedding is None or len(embedding.shape) != 2 or embedding.shape[0] == config.n_vocab:
+        return config, ()
+    rows = embedding.shape[0]
+    return replace(config, n_vocab=rows), (
+        f"config.json says vocab_size {config.n_vocab}, the embedding has {rows} rows; the rows are taken",
+    )

@@ -1,0 +1,64 @@
+"""Finds the matrices of all experts of a layer, per expert or fused, and stacks them in order of the expert."""
+
+import re
+from collections.abc import Mapping
+
+from ..formats.errors import CheckpointError
+from ..formats.plan import Piece
+from ..formats.source import TensorInfo
+from .architectures import Experts
+
+
+def count_experts(tensors: Mapping[str, TensorInfo], experts: tuple[Experts, ...], layer: int) -> int:
+    """Return how many experts the tensors of a layer hold: the highest number of any, plus one."""
+    fused = [tensors[name].shape[0] for name in _fused_names(experts, layer) if name in tensors]
+    if fused:
+        return max(fused)
+    highest = -1
+    for matrix in experts:
+        pattern = re.compile(re.escape(matrix.classic.format(layer=layer, expert="#")).replace(r"\#", r"(\d+)"))
+        for name in tensors:
+            found = pattern.fullmatch(name)
+            if found:
+                highest = max(highest, int(found[1]))
+    return highest + 1
+
+
+def stack(
+    tensors: Mapping[str, TensorInfo], matrix: Experts, layer: int, n_expert: int, shape: tuple[int, int]
+) -> tuple[Piece, ...]:
+    """Return the pieces that give one matrix of all experts, `shape` (rows, row length) each.
+
+    Raises CheckpointError naming the expert that is missing or has another shape.
+    """
+    part, n_parts = matrix.part
+    n_rows, row_length = shape
+    for name in _fused_names((matrix,), layer):
+        info = tensors.get(name)
+        if info is not None:
+            expected = (n_expert, n_parts * n_rows, row_length)
+            if info.shape != expected:
+                raise CheckpointError(
+                    f"{name} ({info.where}) has the shape {list(info.shape)}; config.json asks for {list(expected)}"
+                )
+            starts = [(expert * n_parts + part) * n_rows for expert in range(n_expert)]
+            return tuple(Piece(name, start, start + n_rows) for start in starts)
+    pieces = []
+    for expert in range(n_expert):
+        name = matrix.classic.format(layer=layer, expert=expert)
+        info = tensors.get(name)
+        if info is None:
+            raise CheckpointError(f"expert {expert} of layer {layer} is missing: no tensor {name}; merge again")
+        if info.shape != shape:
+            raise CheckpointError(
+                f"expert {expert} of layer {layer} has another shape: {name} ({info.where}) is {list(info.shape)}, "
+                f"not {list(shape)}; experts must be of one size"
+            )
+        pieces.append(Piece(name, 0, n_rows))
+    return tuple(pieces)
+
+
+def _fused_names(experts: tuple[Experts, ...], layer: int) -> list[str]:
+    return [
+        name + suffix for matrix in experts for name in [matrix.fused.format(layer=layer)] for suffix in ("", ".weight")
+    ]

@@ -1,0 +1,125 @@
+"""The metadata of a converted model: what llama.cpp, LM Studio and the hub's viewer read.
+
+In: a checkpoint, its hyper-parameters and the planned tensors. Out: GGUF fields in llama.cpp's order.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFWriter, Metadata, size_label
+from gguf.constants import GGML_QUANT_VERSION, GGUFType, RopeScalingType
+
+from ..formats.checkpoint import Checkpoint, Parent
+from ..formats.config import ModelConfig
+from ..formats.errors import CheckpointError
+from ..formats.gguf_fields import Field
+from ..formats.plan import PlannedTensor
+from .architectures import Architecture
+from .rope import rope_fields
+
+HUB = "https://huggingface.co/"
+
+
+def describe(
+    checkpoint: Checkpoint, config: ModelConfig, architecture: Architecture, tensors: Sequence[PlannedTensor]
+) -> dict[str, Field]:
+    """Return all fields but those of the tokenizer and general.file_type."""
+    writer = GGUFWriter(None, architecture.name)
+    writer.add_type(GGUFType.MODEL)
+    general = general_metadata(checkpoint, tensors)
+    general.set_gguf_meta_model(writer)
+    _add_hyper_parameters(writer, config, architecture)
+    _add_family(writer, config, architecture)
+    return {key: Field(value.value, value.type, value.sub_type) for key, value in writer.kv_data[0].items()}
+
+
+def general_metadata(checkpoint: Checkpoint, tensors: Sequence[PlannedTensor]) -> Metadata:
+    """Return name, size label, license, parents and so on: from the model card, else from names.
+
+    Raises CheckpointError when the model card or the generation config cannot be read.
+    """
+    shared, expert, n_expert = count_parameters(tensors)
+    total = shared + expert * n_expert
+    try:
+        metadata = Metadata.load(None, checkpoint.card_folder or Path(checkpoint.name), None, total)
+    except Exception as error:
+        raise CheckpointError(f"{checkpoint.card_folder}: broken model card or generation config: {error}") from None
+    metadata.name = metadata.name or checkpoint.name
+    metadata.size_label = metadata.size_label or size_label(total, shared, expert, n_expert)
+    metadata.license = metadata.license or checkpoint.license
+    if not metadata.base_models and checkpoint.parents:
+        metadata.base_models = [base_model(parent) for parent in checkpoint.parents]
+    return metadata
+
+
+def count_parameters(tensors: Sequence[PlannedTensor]) -> tuple[int, int, int]:
+    """Return the weights outside of experts, those of one expert over all layers, and the number of experts."""
+    shared = sum(tensor.n_weights for tensor in tensors if not tensor.n_expert)
+    expert = sum(tensor.n_weights // tensor.n_expert for tensor in tensors if tensor.n_expert)
+    return shared, expert, max((tensor.n_expert for tensor in tensors), default=0)
+
+
+def base_model(parent: Parent) -> dict[str, str]:
+    """Return a parent as the hub names it: name, and organization and address when it is a hub id."""
+    if not parent.repo:
+        return {"name": parent.name}
+    organization, _, name = parent.repo.rpartition("/")
+    readable = re.sub(r"[-_]+", " ", name).strip()
+    entry = {"name": readable, "repo_url": HUB + parent.repo}
+    if organization:
+        entry["organization"] = re.sub(r"[-_]+", " ", organization).strip()
+    return entry
+
+
+def _add_hyper_parameters(writer: GGUFWriter, config: ModelConfig, architecture: Architecture) -> None:
+    """Add what every family has. Source: TextModel.set_gguf_parameters in llama.cpp's conversion/base.py."""
+    writer.add_block_count(config.n_layer)
+    if config.n_ctx:
+        writer.add_context_length(config.n_ctx)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_feed_forward_length(config.n_ff)
+    writer.add_head_count(config.n_head)
+    writer.add_head_count_kv(config.n_head_kv)
+    for key, value in rope_fields(config, architecture.name):
+        _add(writer, key, value)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if config.n_expert:
+        writer.add_expert_count(config.n_expert)
+        writer.add_expert_used_count(config.n_expert_used)
+    if config.head_dim:
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+    writer.add_file_type(0)
+
+
+def _add_family(writer: GGUFWriter, config: ModelConfig, architecture: Architecture) -> None:
+    """Add what only this family has, and the version of the quantizations' layouts."""
+    name = architecture.name
+    if name == "llama":
+        writer.add_vocab_size(config.n_vocab)
+        writer.add_rope_dimension_count(config.n_embd_head)
+    elif name == "deepseek":
+        writer.add_rope_dimension_count(config.n_embd_head)
+        writer.add_rope_scaling_type(RopeScalingType.NONE)
+        writer.add_leading_dense_block_count(config.n_layer_dense)
+        writer.add_vocab_size(config.n_vocab)
+        writer.add_expert_feed_forward_length(config.n_ff_expert or config.n_ff)
+        writer.add_expert_weights_scale(1.0)
+        writer.add_expert_shared_count(config.n_expert_shared)
+    elif name in ("qwen2moe", "qwen3moe"):
+        if config.n_ff_expert is not None:
+            writer.add_expert_feed_forward_length(config.n_ff_expert)
+        if config.n_ff_shared is not None:
+            writer.add_expert_shared_feed_forward_length(config.n_ff_shared)
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+
+
+def _add(writer: GGUFWriter, key: str, value: Any) -> None:
+    if isinstance(value, str):
+        writer.add_string(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    else:
+        writer.add_uint32(key, value)

@@ -1,0 +1,181 @@
+"""The tensors of a plan: for each one of the output its shape, where its rows come from, and in which order.
+
+In: the headers of a checkpoint, its hyper-parameters and its architecture. Out: planned tensors, checked.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from gguf.constants import MODEL_TENSOR
+
+from ..formats.config import ModelConfig
+from ..formats.errors import CheckpointError
+from ..formats.plan import FLOAT_TYPES, Piece, PlannedTensor, RopePermutation
+from ..formats.source import TensorInfo
+from .architectures import EMBEDDING, OUTPUT, OUTPUT_NORM, Architecture, Experts, Single, gguf_name
+from .experts import count_experts, stack
+from .rope import rope_factors
+
+NOT_NEEDED = {
+    ".rotary_emb.inv_freq": "recomputed by llama.cpp",
+    ".attention.masked_bias": "a constant",
+    ".attention.bias": "a constant",
+}
+SUPPORTED_DTYPES = (*FLOAT_TYPES, "F64")
+
+
+@dataclass
+class _Gatherer:
+    """Plans tensors and remembers which of the source were used."""
+
+    tensors: Mapping[str, TensorInfo]
+    config: ModelConfig
+    architecture: Architecture
+    used: set[str] = field(default_factory=set)
+
+    def single(self, rule: Single, layer: int = 0) -> Iterator[PlannedTensor]:
+        """Plan one tensor; nothing when it is optional and absent."""
+        names = [name.format(layer=layer) for name in rule.hf_names]
+        name = next((name for name in names if name in self.tensors), None)
+        if name is None:
+            if rule.optional:
+                return
+            raise CheckpointError(f"tensor {names[0]} is missing; is the checkpoint whole?")
+        info = self.tensors[name]
+        self._check_shape(info, self._expected(rule))
+        self._use(name)
+        heads = {"q": self.config.n_head, "k": self.config.n_head_kv}.get(rule.heads)
+        yield PlannedTensor(
+            gguf_name(rule.tensor, rule.suffix, layer),
+            tuple(reversed(info.shape)),
+            info.dtype,
+            (Piece(name, 0, info.n_rows),),
+            RopePermutation(heads) if heads else None,
+        )
+
+    def stacked(self, matrix: Experts, layer: int) -> PlannedTensor:
+        """Plan one matrix of all experts of a layer."""
+        config = self.config
+        n_ff = self.n_ff_expert()
+        down = matrix.tensor is MODEL_TENSOR.FFN_DOWN_EXP
+        shape = (config.n_embd, n_ff) if down else (n_ff, config.n_embd)
+        pieces = stack(self.tensors, matrix, layer, config.n_expert, shape)
+        for piece in pieces:
+            self._use(piece.name)
+        dtypes = {self.tensors[piece.name].dtype for piece in pieces}
+        return PlannedTensor(
+            gguf_name(matrix.tensor, layer=layer),
+            (shape[1], shape[0], config.n_expert),
+            dtypes.pop() if len(dtypes) == 1 else "mixed",
+            pieces,
+            n_expert=config.n_expert,
+        )
+
+    def n_ff_expert(self) -> int:
+        """Return the width of an expert's hidden layer."""
+        return self.config.n_ff_expert or self.config.n_ff
+
+    def _use(self, name: str) -> None:
+        info = self.tensors[name]
+        if info.dtype not in SUPPORTED_DTYPES:
+            raise CheckpointError(
+                f"{name} ({info.where}) is stored as {info.dtype}; save the checkpoint as BF16, F16 or F32 first"
+            )
+        self.used.add(name)
+
+    def _check_shape(self, info: TensorInfo, expected: tuple[int, ...] | None) -> None:
+        if expected is not None and info.shape != expected:
+            raise CheckpointError(
+                f"{info.name} ({info.where}) has the shape {list(info.shape)}; config.json asks for {list(expected)}"
+            )
+
+    def _expected(self, rule: Single) -> tuple[int, ...] | None:
+        """Return the shape (numpy order) that the hyper-parameters ask for; None where rows may vary."""
+        config, head = self.config, self.config.n_embd_head
+        n_ff_shared = config.n_ff_shared or self.n_ff_expert() * max(config.n_expert_shared, 1)
+        matrices = {
+            MODEL_TENSOR.ATTN_Q: (config.n_head * head, config.n_embd),
+            MODEL_TENSOR.ATTN_K: (config.n_head_kv * head, config.n_embd),
+            MODEL_TENSOR.ATTN_V: (config.n_head_kv * head, config.n_embd),
+            MODEL_TENSOR.ATTN_OUT: (config.n_embd, config.n_head * head),
+            MODEL_TENSOR.ATTN_Q_NORM: (head,),
+            MODEL_TENSOR.ATTN_K_NORM: (head,),
+            MODEL_TENSOR.FFN_GATE: (config.n_ff, config.n_embd),
+            MODEL_TENSOR.FFN_UP: (config.n_ff, config.n_embd),
+            MODEL_TENSOR.FFN_DOWN: (config.n_embd, config.n_ff),
+            MODEL_TENSOR.FFN_GATE_INP: (config.n_expert, config.n_embd),
+            MODEL_TENSOR.FFN_GATE_INP_SHEXP: (1, config.n_embd),
+            MODEL_TENSOR.FFN_GATE_SHEXP: (n_ff_shared, config.n_embd),
+            MODEL_TENSOR.FFN_UP_SHEXP: (n_ff_shared, config.n_embd),
+            MODEL_TENSOR.FFN_DOWN_SHEXP: (config.n_embd, n_ff_shared),
+        }
+        if rule.tensor in matrices:
+            shape = matrices[rule.tensor]
+            return shape[:1] if rule.suffix == ".bias" else shape
+        if rule.tensor in (MODEL_TENSOR.TOKEN_EMBD, MODEL_TENSOR.OUTPUT):
+            embedding = self.tensors.get(EMBEDDING.hf_names[0])
+            return (embedding.shape[0], config.n_embd) if embedding and embedding.shape else None
+        return (config.n_embd,)
+
+
+def plan_tensors(
+    tensors: Mapping[str, TensorInfo], config: ModelConfig, architecture: Architecture
+) -> tuple[list[PlannedTensor], dict[str, str]]:
+    """Return the tensors of the output in order, and those of the source that are left out with the reason.
+
+    Raises CheckpointError for a tensor that is missing, unknown, of another shape or of an unsupported dtype.
+    """
+    gatherer = _Gatherer(tensors, config, architecture)
+    planned: list[PlannedTensor] = []
+    factors = rope_factors(config)
+    if factors is not None:
+        name = gguf_name(MODEL_TENSOR.ROPE_FREQS)
+        planned.append(PlannedTensor(name, (len(factors),), "F32", (), values=np.asarray(factors, np.float32)))
+    planned += gatherer.single(EMBEDDING)
+    for layer in range(config.n_layer):
+        planned += _plan_layer(gatherer, layer)
+    planned += gatherer.single(OUTPUT_NORM)
+    planned += gatherer.single(OUTPUT)
+    if not config.tie_word_embeddings and OUTPUT.hf_names[0] not in tensors:
+        raise CheckpointError(
+            f"tensor {OUTPUT.hf_names[0]} is missing, and config.json does not tie it to the embeddings "
+            "(tie_word_embeddings); is the checkpoint whole?"
+        )
+    return planned, _leftovers(gatherer)
+
+
+def _plan_layer(gatherer: _Gatherer, layer: int) -> Iterator[PlannedTensor]:
+    architecture, config = gatherer.architecture, gatherer.config
+    for rule in architecture.attention:
+        yield from gatherer.single(rule, layer)
+    if not architecture.experts or layer < config.n_layer_dense:
+        for rule in architecture.dense:
+            yield from gatherer.single(rule, layer)
+        return
+    found = count_experts(gatherer.tensors, architecture.experts, layer)
+    if found > config.n_expert:
+        raise CheckpointError(
+            f"layer {layer} has {found} experts, config.json says num_local_experts {config.n_expert}; correct it"
+        )
+    for rule in architecture.router:
+        yield from gatherer.single(rule, layer)
+    for matrix in architecture.experts:
+        yield gatherer.stacked(matrix, layer)
+    for rule in architecture.shared:
+        yield from gatherer.single(rule, layer)
+
+
+def _leftovers(gatherer: _Gatherer) -> dict[str, str]:
+    ignored: dict[str, str] = {}
+    for name, info in gatherer.tensors.items():
+        if name in gatherer.used:
+            continue
+        reason = next((reason for ending, reason in NOT_NEEDED.items() if name.endswith(ending)), None)
+        if reason is None:
+            raise CheckpointError(
+                f"{name} ({info.where}) has no place in {gatherer.architecture.hf_name} "
+                f"with {gatherer.config.n_layer} layers; does config.json belong to these files?"
+            )
+        ignored[name] = reason
+    return ignored
