@@ -45,9 +45,7 @@ def table(value: Any, where: Where) -> Mapping[str, Any]:
     return value
 
 
-def tables(
-    content: Mapping[str, Any], key: str, where: Where, required: bool = False
-) -> tuple[Mapping[str, Any], ...]:
+def tables(content: Mapping[str, Any], key: str, where: Where, required: bool = False) -> tuple[Mapping[str, Any], ...]:
     """Return a list of mappings; empty when absent and not required."""
     value = content.get(key)
     if value is None and not required:

@@ -106,9 +106,7 @@ def read_recipe(path: Path) -> Recipe:
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
         raise RecipeError(f"{path}{line}: not valid YAML: {problem}") from error
-    recipe = _recipe(
-        table(content, Where(str(path), "the recipe")), Where(str(path), ""), path.stem, path.parent
-    )
+    recipe = _recipe(table(content, Where(str(path), "the recipe")), Where(str(path), ""), path.stem, path.parent)
     return replace(recipe, source=source)
 
 
@@ -218,20 +216,14 @@ def _reference(content: Mapping[str, Any], key: str, where: Where) -> ModelRefer
         raise RecipeError(f"{where.field(key)} is missing; it names a model's folder or hub id")
     chunks = value.strip().split("+")
     if len(chunks) > 2:
-        raise RecipeError(
-            f"{where.field(key)}: {value!r} has more than one '+'; write {{model: ..., lora: ...}}"
-        )
+        raise RecipeError(f"{where.field(key)}: {value!r} has more than one '+'; write {{model: ..., lora: ...}}")
     model, revision = _path(chunks[0], where.field(key))
     lora, lora_revision = _path(chunks[1], where.field(key)) if len(chunks) == 2 else (None, None)
     return ModelReference(model, lora, revision, lora_revision)
 
 
 def _path(value: Any, where: str) -> tuple[str, str | None]:
-    if (
-        isinstance(value, Mapping)
-        and isinstance(value.get("path"), str)
-        and set(value) <= {"path", "revision"}
-    ):
+    if isinstance(value, Mapping) and isinstance(value.get("path"), str) and set(value) <= {"path", "revision"}:
         return value["path"], value.get("revision")
     if not isinstance(value, str) or not value.strip():
         raise RecipeError(f"{where} names no model: a folder or a hub id is needed")
@@ -243,9 +235,7 @@ def _path(value: Any, where: str) -> tuple[str, str | None]:
 
 def _check_counts(recipe: Recipe, where: Where) -> None:
     if recipe.experts_per_token < 1:
-        raise RecipeError(
-            f"{where.field('experts_per_token')} is {recipe.experts_per_token}; it must be at least 1"
-        )
+        raise RecipeError(f"{where.field('experts_per_token')} is {recipe.experts_per_token}; it must be at least 1")
     if len(recipe.experts) < recipe.experts_per_token:
         raise RecipeError(
             f"{where.prefix}{len(recipe.experts)} experts for {recipe.experts_per_token} experts per token; "

@@ -1,0 +1,39 @@
+"""The README.md of a merged checkpoint: a recipe comes in, a model card with its metadata goes out."""
+
+from typing import Any
+
+from ..formats.checkpoint import Checkpoint
+from .recipe import Expert, Recipe
+
+
+def merge_card(recipe: Recipe, merged: Checkpoint) -> str:
+    """Return the model card of a merge: what it is made of, and the recipe itself."""
+    import yaml
+
+    metadata: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "moe", "mergekit"]}
+    if repos := [parent.repo for parent in merged.parents if parent.repo]:
+        metadata["base_model"] = repos
+    if merged.license:
+        metadata["license"] = merged.license
+    experts = "\n".join(_line(expert) for expert in recipe.experts)
+    shared = "".join(f"\nShared by every token:\n\n{_line(expert)}\n" for expert in recipe.shared_experts)
+    return f"""---
+{yaml.safe_dump(metadata, sort_keys=False).strip()}
+---
+# {recipe.name}
+
+A mixture of {len(recipe.experts)} experts, {recipe.experts_per_token} used for each token, merged with moe-gguf.
+Attention, norms and embeddings are those of {recipe.base_model}; each expert is the MLP of one model:
+
+{experts}
+{shared}
+The routers were made in the mode `{recipe.gate_mode}`. The recipe:
+
+```yaml
+{recipe.source.strip()}
+```
+"""
+
+
+def _line(expert: Expert) -> str:
+    return f"* {expert.name}: {expert.source_model}"

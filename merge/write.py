@@ -1,0 +1,179 @@
+"""A merged checkpoint written to a folder: an opened recipe comes in; shards, index, config and tokenizer go out.
+
+    DIR/model-00001-of-00002.safetensors ...   or model.safetensors when one shard is enough
+    DIR/model.safetensors.index.json, config.json, mergekit_moe_config.yml, README.md, and the base's tokenizer files
+
+Rows go from the models to the shards in slabs. Everything happens in DIR.partial; DIR appears when it is complete.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from ..formats.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from ..formats.errors import OutputError
+from ..formats.source import TensorInfo
+from .card import merge_card
+from .recipe import Recipe
+
+RECIPE_FILE = "mergekit_moe_config.yml"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+MAX_SHARD = 5_000_000_000
+SLAB_BYTES = 32 * 2**20
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of the checkpoint and the tensors in it."""
+
+    name: str
+    tensors: tuple[TensorInfo, ...]
+
+
+def write_merge(
+    recipe: Recipe,
+    merged: Checkpoint,
+    folder: Path,
+    *,
+    max_shard: int = MAX_SHARD,
+    force: bool = False,
+    advance: Advance = lambda n_bytes: None,
+) -> None:
+    """Write the merged checkpoint to `folder`; `advance` is told the bytes that are done.
+
+    Raises OutputError when the folder exists (unless `force`, which replaces a checkpoint), holds one of the merge's
+    own models, or does not fit on the disk.
+    """
+    tensors = list(merged.source.tensors.values())
+    check_target(folder, merged, total_bytes(tensors), force)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        shards = cut_shards(tensors, max_shard)
+        for shard in shards:
+            _write_shard(partial / shard.name, shard, merged, advance)
+        _write_json(partial / "config.json", merged.config)
+        if len(shards) > 1:
+            _write_json(partial / INDEX_FILE, _index(shards))
+        copy_tokenizer(merged.folder, partial)
+        (partial / RECIPE_FILE).write_text(recipe.source, encoding="utf-8")
+        (partial / "README.md").write_text(merge_card(recipe, merged), encoding="utf-8")
+        replaced = folder.with_name(folder.name + ".replaced")
+        if folder.exists():
+            folder.rename(replaced)
+        partial.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def total_bytes(tensors: Iterable[TensorInfo]) -> int:
+    """Return the bytes of all tensors' weights."""
+    return sum(_n_bytes(info) for info in tensors)
+
+
+def check_target(folder: Path, merged: Checkpoint, n_bytes: int, force: bool) -> None:
+    """Refuse a folder that is there, that the merge reads from, or that has not the room. Raises OutputError."""
+    target = folder.resolve()
+    for path in merged.source.identity():
+        if os.path.isabs(path) and target in Path(path).parents:
+            raise OutputError(f"{folder}: holds {Path(path).name}, which the merge reads; write elsewhere")
+    if folder.exists():
+        if not folder.is_dir():
+            raise OutputError(f"{folder}: is a file; name a folder")
+        if any(folder.iterdir()) and not force:
+            raise OutputError(f"{folder}: exists already; choose another name, or overwrite it with --force")
+        if any(folder.iterdir()) and not (folder / "config.json").is_file():
+            raise OutputError(f"{folder}: is no checkpoint, so --force does not replace it; choose another name")
+    nearest = next(parent for parent in (target, *target.parents) if parent.exists())
+    free = shutil.disk_usage(nearest).free
+    if n_bytes > free:
+        raise OutputError(f"{nearest}: {n_bytes:,} bytes are needed, {free:,} are free; write elsewhere")
+
+
+def cut_shards(tensors: Sequence[TensorInfo], max_shard: int) -> list[Shard]:
+    """Group tensors, in order, into shards of at most `max_shard` bytes (a larger tensor has one to itself)."""
+    groups: list[list[TensorInfo]] = [[]]
+    size = 0
+    for info in tensors:
+        if groups[-1] and size + _n_bytes(info) > max_shard:
+            groups.append([])
+            size = 0
+        groups[-1].append(info)
+        size += _n_bytes(info)
+    if len(groups) == 1:
+        return [Shard(SINGLE_FILE, tuple(groups[0]))]
+    count = len(groups)
+    return [Shard(f"model-{i + 1:05}-of-{count:05}.safetensors", tuple(group)) for i, group in enumerate(groups)]
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the base's tokenizer files as they are: saving them through a library may change them."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    templates = source / "additional_chat_templates"
+    if templates.is_dir():
+        shutil.copytree(templates, target / templates.name)
+
+
+def _write_shard(path: Path, shard: Shard, merged: Checkpoint, advance: Advance) -> None:
+    with path.open("wb") as file:
+        file.write(_header(shard.tensors))
+        for info in shard.tensors:
+            rows = max(1, SLAB_BYTES // (info.row_length * ITEM_BYTES[info.dtype]))
+            for start in range(0, info.n_rows, rows):
+                slab = merged.source.read_rows(info.name, start, min(start + rows, info.n_rows))
+                file.write(np.ascontiguousarray(slab).data)
+                advance(slab.nbytes)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _header(tensors: Sequence[TensorInfo]) -> bytes:
+    """Return a safetensors header, padded with spaces so that the data begins at a multiple of 8 bytes."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for info in tensors:
+        n_bytes = _n_bytes(info)
+        entries[info.name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": [at, at + n_bytes]}
+        at += n_bytes
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header
+
+
+def _index(shards: Sequence[Shard]) -> dict[str, object]:
+    total = sum(total_bytes(shard.tensors) for shard in shards)
+    weight_map = {info.name: shard.name for shard in shards for info in shard.tensors}
+    return {"metadata": {"total_size": total}, "weight_map": weight_map}
+
+
+def _n_bytes(info: TensorInfo) -> int:
+    return prod(info.shape) * ITEM_BYTES[info.dtype]
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
