@@ -1,6 +1,7 @@
 """Tensor types of GGUF by the names users write, and what types tell about rows of weights."""
 
 import difflib
+import re
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,9 +10,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from ..formats.errors import PlanError
 
 # Types that hold plain numbers; every other type packs weights in blocks.
-PLAIN_TYPES = frozenset(
-    GGMLQuantizationType[name] for name in ("F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64")
-)
+PLAIN_TYPES = frozenset(GGMLQuantizationType[name] for name in ("F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64"))
 
 
 class Shaped(Protocol):
@@ -56,3 +55,18 @@ def is_quantized(qtype: GGMLQuantizationType) -> bool:
 def row_fits(row_length: int, qtype: GGMLQuantizationType) -> bool:
     """Tell whether rows of `row_length` weights divide into the type's blocks."""
     return row_length % GGML_QUANT_SIZES[qtype][0] == 0
+
+
+def parse_tensor_type_option(text: str) -> tuple[str, GGMLQuantizationType]:
+    """Parse --tensor-type PATTERN=TYPE; the pattern is an unanchored regular expression, put into lower case.
+
+    Raises PlanError for a broken pattern or an unknown type.
+    """
+    pattern, equals, type_name = text.partition("=")
+    if not (pattern and equals and type_name):
+        raise PlanError(f"tensor type {text!r} is not PATTERN=TYPE, such as attn_v=q8_0")
+    try:
+        re.compile(pattern.lower())
+    except re.error as error:
+        raise PlanError(f"tensor type {text!r}: the pattern is no regular expression: {error}") from None
+    return pattern.lower(), parse_tensor_type(type_name)
