@@ -59,7 +59,7 @@ class Vocabulary:
     special: SpecialTokens = SpecialTokens()
     late: SpecialTokens = SpecialTokens()
     add_space_prefix: bool | None = None
-    chat: ChatTemplates = ChatTemplates()
+    chat: ChatTemplates = field(default_factory=ChatTemplates)
     warnings: tuple[str, ...] = ()
 
     @property
