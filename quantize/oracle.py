@@ -23,6 +23,7 @@ from gguf import GGMLQuantizationType
 from ..formats.errors import EngineError, ImatrixError, MoeGgufError, OutputError, PlanError
 from ..formats.gguf_file import SPLIT_NAME, tensor_bytes
 from .file_types import FileType, parse_file_type
+from .imatrix import Imatrix
 from .overrides import KvOverride
 from .stock import OnTensor, StockJob, StockLog, StockTensor, run_stock
 
@@ -55,7 +56,7 @@ def quantize_file(
     file_type: FileType | str,
     *,
     n_threads: int = 0,
-    imatrix: Mapping[str, np.ndarray] | None = None,
+    imatrix: Imatrix | Mapping[str, np.ndarray] | None = None,
     tensor_types: Sequence[tuple[str, GGMLQuantizationType]] = (),
     output_tensor_type: GGMLQuantizationType | None = None,
     token_embedding_type: GGMLQuantizationType | None = None,
@@ -71,8 +72,8 @@ def quantize_file(
 ) -> OracleReport:
     """Quantize a GGUF file (or the first shard of a split one) with llama_model_quantize.
 
-    `imatrix` maps tensor names to float32 values, n_expert times the row length each. `n_threads` 0 takes
-    all; `max_buffer_bytes` bounds llama.cpp's buffers (0: its default, 8 GiB). `on_tensor(done, total, name,
+    `imatrix` maps tensor names to float32 values, n_expert times the row length each; an Imatrix also leaves
+    its quantize.imatrix.* keys in the file, as with llama-quantize. `n_threads` 0 takes all; `max_buffer_bytes` bounds llama.cpp's buffers (0: its default, 8 GiB). `on_tensor(done, total, name,
     type)` is called after each tensor. With `dry_run` nothing is written and `target` may be None. The target
     appears when it is complete. Raises PlanError, ImatrixError, OutputError or EngineError with llama.cpp's
     reason.
@@ -86,14 +87,14 @@ def quantize_file(
         ftype=kind.ftype,
         only_copy=kind.qtype is None,
         n_threads=n_threads,
-        imatrix=imatrix,
+        imatrix=imatrix.values if isinstance(imatrix, Imatrix) else imatrix,
         tensor_types=tensor_types,
         output_tensor_type=output_tensor_type,
         token_embedding_type=token_embedding_type,
         leave_output_tensor=leave_output_tensor,
         pure=pure,
         allow_requantize=allow_requantize,
-        kv_overrides=kv_overrides,
+        kv_overrides=(*kv_overrides, *(imatrix.metadata_overrides() if isinstance(imatrix, Imatrix) else ())),
         prune_layers=prune_layers,
         keep_split=keep_split,
         dry_run=dry_run,
@@ -110,9 +111,7 @@ def quantize_file(
             path.unlink(missing_ok=True)
         raise
     seconds = time.monotonic() - started
-    return OracleReport(
-        outputs, tuple(log.tensors), log.fallbacks, tuple(log.warnings), log.needs_imatrix, seconds
-    )
+    return OracleReport(outputs, tuple(log.tensors), log.fallbacks, tuple(log.warnings), log.needs_imatrix, seconds)
 
 
 def run_in_process(job: StockJob, on_tensor: OnTensor | None = None) -> StockLog:
@@ -150,9 +149,7 @@ def run_in_process(job: StockJob, on_tensor: OnTensor | None = None) -> StockLog
             _close(_pipe(pipe))
     words = [line for line in b"".join(last_words).decode("utf-8", "replace").splitlines() if line.strip()]
     reason = next((line for line in words if "GGML_ASSERT" in line or "Error" in line), "")
-    raise EngineError(
-        f"llama.cpp's quantizer ended without a result on {job.source}: {reason or 'no reason given'}"
-    )
+    raise EngineError(f"llama.cpp's quantizer ended without a result on {job.source}: {reason or 'no reason given'}")
 
 
 def serve() -> None:
@@ -246,8 +243,7 @@ def _publish(partial: Path, target: Path, keep_split: bool) -> tuple[Path, ...]:
     """Give what was written its final names and return them."""
     written = _written(partial, keep_split)
     finals = [
-        path.with_name(path.name.replace(partial.name, partial.name.removesuffix(".partial"), 1))
-        for path in written
+        path.with_name(path.name.replace(partial.name, partial.name.removesuffix(".partial"), 1)) for path in written
     ]
     for path, final in zip(written, finals, strict=True):
         os.replace(path, final)

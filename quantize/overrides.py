@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from gguf.constants import GGUFValueType
+from gguf.constants import GGUFValueType, Keys
 
 from ..formats.errors import PlanError
 from ..formats.gguf_fields import Field
@@ -28,6 +28,8 @@ def parse_kv_override(text: str) -> KvOverride:
     """
     key, equals, rest = text.partition("=")
     kind, colon, value = rest.partition(":")
+    if key == Keys.General.ALIGNMENT:
+        raise PlanError(f"metadata override {text!r}: the alignment says where the tensors lie, it cannot change")
     if not (key and equals and colon) or kind not in ("int", "float", "bool", "str"):
         raise PlanError(f"metadata override {text!r} is not KEY=TYPE:VALUE with TYPE int, float, bool or str")
     if len(key.encode()) > LONGEST_OVERRIDE or len(value.encode()) > LONGEST_OVERRIDE:

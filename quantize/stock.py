@@ -22,9 +22,7 @@ OnTensor = Callable[[int, int, str, str], None]
 _START = re.compile(r"^\[ *(\d+)/ *(\d+)\] (\S+) +- \[([\d, ]+)\], type = +(\S+), ")
 _CONVERTING = re.compile(r"converting to (\S+) \.\. ")
 _PLANNED = re.compile(r"size = .* MiB -> .* MiB \((\S+)\)")
-_FALLBACK = re.compile(
-    r"^warning: (\S+) +- ncols .* \(required for type +(\S+)\) .*-> falling back to +(\S+)"
-)
+_FALLBACK = re.compile(r"^warning: (\S+) +- ncols .* \(required for type +(\S+)\) .*-> falling back to +(\S+)")
 _FAILED = re.compile(r"failed to quantize: (.*)", re.DOTALL)
 _WARNS, _FAILS = 3, 4
 
@@ -175,7 +173,7 @@ def _kv_array(llama_cpp: ModuleType, overrides: Sequence[KvOverride]) -> ctypes.
             entry.value.val_f64 = value
         else:
             entry.tag = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_STR
-            entry.value.val_str = value.encode()
+            entry.value.val_str = value.encode("utf-8", "surrogateescape")
     return array
 
 
