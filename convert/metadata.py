@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from gguf import GGUFWriter, Metadata, size_label
-from gguf.constants import GGML_QUANT_VERSION, GGUFType, RopeScalingType
+from gguf.constants import GGML_QUANT_VERSION, GGUFType, GGUFValueType, RopeScalingType
 
 from ..formats.checkpoint import Checkpoint, Parent
 from ..formats.config import ModelConfig
 from ..formats.errors import CheckpointError
-from ..formats.gguf_fields import Field
+from ..formats.gguf_fields import Field, field_of
 from ..formats.plan import PlannedTensor
 from .architectures import Architecture
 from .rope import rope_fields
@@ -32,7 +32,10 @@ def describe(
     general.set_gguf_meta_model(writer)
     _add_hyper_parameters(writer, config, architecture)
     _add_family(writer, config, architecture)
-    return {key: Field(value.value, value.type, value.sub_type) for key, value in writer.kv_data[0].items()}
+    return {
+        key: field_of(value.value) if value.type is GGUFValueType.ARRAY else Field(value.value, value.type)
+        for key, value in writer.kv_data[0].items()
+    }
 
 
 def general_metadata(checkpoint: Checkpoint, tensors: Sequence[PlannedTensor]) -> Metadata:

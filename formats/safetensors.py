@@ -9,6 +9,7 @@ Source: https://github.com/huggingface/safetensors (format and its security rule
 
 import json
 import os
+from collections.abc import Iterable
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from .positional import PositionalFile
 from .source import TensorInfo, file_identity
 
 LONGEST_HEADER = 100_000_000
+MOST_DIMENSIONS = 8
+LARGEST_NUMBER = 2**62
 DTYPES: dict[str, tuple[str, np.dtype]] = {
     "F32": ("F32", np.dtype("<f4")),
     "F16": ("F16", np.dtype("<f2")),
@@ -80,12 +83,16 @@ class SafetensorsFile:
         try:
             dtype, shape = entry["dtype"], tuple(entry["shape"])
             begin, end = entry["data_offsets"]
-            whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in (*shape, begin, end))
+            numbers = (*shape, begin, end)
+            whole = isinstance(dtype, str) and len(shape) <= MOST_DIMENSIONS
+            whole = whole and all(type(n) is int and 0 <= n < LARGEST_NUMBER for n in numbers)
         except (TypeError, KeyError, ValueError):
             whole = False
             dtype, shape, begin, end = "", (), 0, 0
         if not whole:
-            raise CheckpointError(f"{self.path}: broken header: tensor {name!r} lacks a dtype, shape or offsets")
+            raise CheckpointError(
+                f"{self.path}: broken header: tensor {name!r} lacks a possible dtype, shape or offsets"
+            )
         if dtype not in DTYPES:
             raise CheckpointError(f"{self.path}: tensor {name!r} has the unsupported dtype {dtype!r}")
         n_bytes = prod(shape) * DTYPES[dtype][1].itemsize
@@ -101,6 +108,24 @@ class SafetensorsFile:
             )
         where = f"{self.path.name} at byte {self._start + begin}"
         return TensorInfo(name, DTYPES[dtype][0], shape, where), begin, end
+
+
+def pack_header(tensors: Iterable[TensorInfo]) -> bytes:
+    """Return the first bytes of a file that holds these tensors, in this order; the data begins at a multiple of 8."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for info in tensors:
+        n_bytes = stored_bytes(info)
+        entries[info.name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": [at, at + n_bytes]}
+        at += n_bytes
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header
+
+
+def stored_bytes(info: TensorInfo) -> int:
+    """Return the bytes of a tensor's weights."""
+    return prod(info.shape) * DTYPES[info.dtype][1].itemsize
 
 
 def _read_header(path: Path) -> tuple[int, int, dict[str, Any]]:
