@@ -74,3 +74,12 @@ def gates_of(case: Case) -> np.ndarray:
     """Return the gates that are passed in: float32 [n_layer, n_expert + 1, n_embd], the last a shared expert's."""
     shape = (case.base.n_layer, case.n_expert + 1, case.base.n_embd)
     return np.random.default_rng(7).standard_normal(shape).astype(np.float32)
+
+
+# Adapters by name: the base's dtype, and how `write_lora` makes the adapter.
+LORAS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bf16": ("BF16", {}),
+    "f32": ("F32", {"dtype": "F32"}),
+    "f16-rslora": ("F16", {"use_rslora": True, "rank": 8}),
+    "bf16-patterns": ("BF16", {"alpha_pattern": {"down_proj": 16}}),
+}
