@@ -163,7 +163,7 @@ def _importance(imatrix: Imatrix, name: str, sums: np.ndarray, counts: np.ndarra
 
 def _without_infinite(imatrix: Imatrix, name: str, slices: np.ndarray) -> np.ndarray:
     """Let every column of an expert count alike where its values are not finite; return them flat."""
-    finite: np.ndarray = np.isfinite(slices).all(axis=1, keepdims=True)[:, 0]
+    finite = np.logical_and.reduce(np.isfinite(slices), axis=1)
     if not finite.all():
         slices = np.where(finite[:, None], slices, np.float32(1))
         _report_experts(imatrix, name, ~finite, "has values that are not finite")

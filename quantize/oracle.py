@@ -73,10 +73,10 @@ def quantize_file(
     """Quantize a GGUF file (or the first shard of a split one) with llama_model_quantize.
 
     `imatrix` maps tensor names to float32 values, n_expert times the row length each; an Imatrix also leaves
-    its quantize.imatrix.* keys in the file, as with llama-quantize. `n_threads` 0 takes all; `max_buffer_bytes` bounds llama.cpp's buffers (0: its default, 8 GiB). `on_tensor(done, total, name,
-    type)` is called after each tensor. With `dry_run` nothing is written and `target` may be None. The target
-    appears when it is complete. Raises PlanError, ImatrixError, OutputError or EngineError with llama.cpp's
-    reason.
+    its quantize.imatrix.* keys in the file, as with llama-quantize. `n_threads` 0 takes all; `max_buffer_bytes`
+    bounds llama.cpp's buffers (0: its default, 8 GiB). `on_tensor(done, total, name, type)` is called after each
+    tensor. With `dry_run` nothing is written and `target` may be None. The target appears when it is complete.
+    Raises PlanError, ImatrixError, OutputError or EngineError with llama.cpp's reason.
     """
     kind = file_type if isinstance(file_type, FileType) else parse_file_type(file_type)
     _check_paths(source, target, dry_run)
