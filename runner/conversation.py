@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from gguf.constants import Keys
 
@@ -124,13 +124,12 @@ def generation_tag() -> Any:
     from jinja2.ext import Extension
 
     class GenerationTag(Extension):
-        tags: ClassVar[set[str]] = {"generation"}
-
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return nodes.Scope(body).set_lineno(line)
 
+    GenerationTag.tags = {"generation"}
     return GenerationTag
 
 

@@ -84,6 +84,7 @@ class Engine:
         self.memory = api.llama_get_memory(self.pointer)
         self.n_ctx = int(api.llama_n_ctx(self.pointer))
         self.n_batch = int(api.llama_n_batch(self.pointer))
+        self.n_ubatch = int(api.llama_n_ubatch(self.pointer))
         self.n_threads = int(parameters.n_threads)
         self.cached: list[list[int]] = [[] for _ in range(options.n_seq_max)]
         self._batch = Batch(self.n_batch, options.n_seq_max)
@@ -106,6 +107,14 @@ class Engine:
             self._decode(parts)
             done = [(part, row) for part, row in zip(parts, rows, strict=True) if part.sampler is not None]
             yield from [(part.feed, self._choose(part, row)) for part, row in done]
+
+    def decode_all(self, sequence: int, tokens: Sequence[int]) -> np.ndarray:
+        """Append at most n_batch tokens; return the logits after each [tokens, n_vocab], a view until the next step."""
+        part = Part(0, sequence, tokens, None, None)
+        self._batch.fill([part], self.cached)
+        self._batch.wanted[: len(tokens)] = 1
+        self._decode([part])
+        return np.ctypeslib.as_array(llama().llama_get_logits(self.pointer), (len(tokens), self.model.n_vocab))
 
     def reuse(self, sequence: int, tokens: Sequence[int]) -> int:
         """Keep of a sequence what is a prefix of `tokens`, forget the rest; return how many tokens are kept.

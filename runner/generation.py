@@ -121,6 +121,12 @@ def advance(engine: Engine, generations: Sequence[Generation]) -> list[Piece]:
     return [pieces[number] for number in sorted(pieces)]
 
 
+def pieces_of(engine: Engine, generation: Generation) -> Iterator[Piece]:
+    """Yield what is left of an answer, piece by piece."""
+    while generation.finish is None:
+        yield from advance(engine, [generation])
+
+
 def generate(
     engine: Engine,
     prompt: Sequence[int],
@@ -132,11 +138,10 @@ def generate(
     n_logprobs: int | None = None,
 ) -> Iterator[Piece]:
     """Yield an answer piece by piece; see `begin` for the options and errors."""
-    generation = begin(
-        engine, prompt, sampling, sequence=sequence, n_predict=n_predict, stops=stops, n_logprobs=n_logprobs
+    return pieces_of(
+        engine,
+        begin(engine, prompt, sampling, sequence=sequence, n_predict=n_predict, stops=stops, n_logprobs=n_logprobs),
     )
-    while generation.finish is None:
-        yield from advance(engine, [generation])
 
 
 def speed(generation: Generation) -> Speed:

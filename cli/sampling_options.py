@@ -1,0 +1,131 @@
+"""The sampling flags of `chat` and `generate`, by llama.cpp's names and with its defaults."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from ..runner.sampling import SamplingOptions
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+LOGIT_BIAS = re.compile(r"\s*(\d+)\s*([+-])\s*(inf|[0-9.eE+-]+)\s*")
+
+NUMBERS: tuple[tuple[tuple[str, ...], Any, float, str], ...] = (
+    (("--temp", "--temperature"), click.FloatRange(min=0), 0.8, "Temperature; 0 always takes the likeliest token."),
+    (("--top-k",), click.IntRange(min=0), 40, "Choose among the K likeliest tokens; 0 is all."),
+    (("--top-p",), click.FloatRange(0, 1), 0.95, "Choose among the likeliest tokens of this total probability."),
+    (("--min-p",), click.FloatRange(0, 1), 0.05, "Drop tokens less likely than this share of the likeliest."),
+    (("--typical", "--typical-p"), click.FloatRange(0, 1), 1.0, "Locally typical sampling; 1 is off."),
+    (("--top-nsigma", "--top-n-sigma"), float, -1.0, "Keep logits within N standard deviations; -1 is off."),
+    (("--xtc-probability",), click.FloatRange(0, 1), 0.0, "Chance of excluding top choices; 0 is off."),
+    (("--xtc-threshold",), click.FloatRange(0, 1), 0.1, "Likeliness from which a token is a top choice."),
+    (("--dynatemp-range",), click.FloatRange(min=0), 0.0, "Dynamic temperature range; 0 is off."),
+    (("--dynatemp-exp",), click.FloatRange(min=0), 1.0, "Dynamic temperature exponent."),
+    (("--repeat-penalty",), click.FloatRange(min=0, min_open=True), 1.0, "Penalize repeated tokens; 1 is off."),
+    (("--repeat-last-n",), click.IntRange(min=0), 64, "Tokens that penalties look back on."),
+    (("--presence-penalty",), float, 0.0, "Penalty for tokens that occurred."),
+    (("--frequency-penalty",), float, 0.0, "Penalty for each time that a token occurred."),
+    (("--dry-multiplier",), click.FloatRange(min=0), 0.0, "DRY penalty on repeated passages; 0 is off."),
+    (("--dry-base",), click.FloatRange(min=0), 1.75, "Base of DRY's growth with length."),
+    (("--dry-allowed-length",), click.IntRange(min=0), 2, "Length of a passage that may repeat."),
+    (("--dry-penalty-last-n",), click.IntRange(min=0), 64, "Tokens that DRY looks back on."),
+    (("--mirostat",), click.IntRange(0, 2), 0, "Mirostat 1 or 2 instead of most of the others; 0 is off."),
+    (("--mirostat-ent",), click.FloatRange(min=0), 5.0, "Mirostat's target entropy (tau)."),
+    (("--mirostat-lr",), click.FloatRange(min=0), 0.1, "Mirostat's learning rate (eta)."),
+)
+
+
+def sampling_options(command: Command) -> Command:
+    """Give a command the sampling flags; `build_sampling` reads their values."""
+    flags = [
+        click.option("-s", "--seed", type=int, default=-1, help="Seed of the random numbers; -1 draws one."),
+        *(
+            click.option(*names, type=kind, default=default, show_default=True, help=text)
+            for names, kind, default, text in NUMBERS
+        ),
+        click.option(
+            "--dry-sequence-breaker",
+            "dry_sequence_breakers",
+            multiple=True,
+            help='Text at which DRY stops looking back, instead of newline, :, " and *; repeatable; "none" for none.',
+        ),
+        click.option("--grammar", default=None, help="Allow only what a GBNF grammar produces."),
+        click.option("--grammar-file", type=click.Path(exists=True, dir_okay=False), help="Read the grammar here."),
+        click.option("-j", "--json-schema", default=None, help='Allow only JSON of this schema; "{}" is any JSON.'),
+        click.option(
+            "-jf", "--json-schema-file", type=click.Path(exists=True, dir_okay=False), help="Read the schema here."
+        ),
+        click.option(
+            "-l", "--logit-bias", multiple=True, help="TOKEN_ID+BIAS or TOKEN_ID-BIAS, as in 15043+1; repeatable."
+        ),
+        click.option("--ignore-eos", is_flag=True, help="Never end by the model's own choice."),
+    ]
+    for flag in reversed(flags):
+        command = flag(command)
+    return command
+
+
+def build_sampling(values: dict[str, Any]) -> "SamplingOptions":
+    """Take the sampling flags out of a command's values. Raises click.UsageError for flags that exclude each other."""
+    from ..runner.sampling import SamplingOptions
+
+    breakers = values.pop("dry_sequence_breakers")
+    seed = values.pop("seed")
+    settings: dict[str, Any] = {
+        "seed": None if seed < 0 else seed,
+        "grammar": _grammar(values),
+        "logit_bias": tuple(_logit_bias(text) for text in values.pop("logit_bias")),
+        "ignore_eos": values.pop("ignore_eos"),
+        "typical_p": values.pop("typical"),
+        "top_n_sigma": values.pop("top_nsigma"),
+        "dynatemp_exponent": values.pop("dynatemp_exp"),
+        "mirostat_tau": values.pop("mirostat_ent"),
+        "mirostat_eta": values.pop("mirostat_lr"),
+    }
+    names = {name.lstrip("-").replace("-", "_") for (name, *_), *_ in NUMBERS}
+    settings |= {name: values.pop(name) for name in sorted(names & values.keys())}
+    if breakers:
+        settings["dry_sequence_breakers"] = () if "none" in breakers else tuple(map(unescape, breakers))
+    return SamplingOptions(**settings)
+
+
+def _grammar(values: dict[str, Any]) -> str | None:
+    """Return the one grammar that four flags may give."""
+    grammar, grammar_file = values.pop("grammar"), values.pop("grammar_file")
+    schema, schema_file = values.pop("json_schema"), values.pop("json_schema_file")
+    if sum(each is not None for each in (grammar, grammar_file, schema, schema_file)) > 1:
+        raise click.UsageError("give one of --grammar, --grammar-file, --json-schema and --json-schema-file")
+    if grammar_file:
+        grammar = Path(grammar_file).read_text("utf-8", "replace")
+    if schema_file:
+        schema = Path(schema_file).read_text("utf-8", "replace")
+    if schema is None:
+        return grammar or None
+    from ..formats.llamacpp import json_schema_grammar
+
+    return json_schema_grammar(schema)
+
+
+def _logit_bias(text: str) -> tuple[int, float]:
+    match = LOGIT_BIAS.fullmatch(text)
+    try:
+        assert match
+        return int(match[1]), float(match[2] + match[3])
+    except (AssertionError, ValueError):
+        raise click.BadParameter(f"{text!r}: write TOKEN_ID+BIAS, as in 15043+1", param_hint="--logit-bias") from None
+
+
+ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
+
+
+def unescape(text: str) -> str:
+    """Replace \\n, \\r, \\t, \\', \\", \\\\ and \\xHH as llama.cpp does; leave any other backslash alone."""
+
+    def replace(match: re.Match[str]) -> str:
+        return chr(int(match[1][1:], 16)) if match[1][0] == "x" else ESCAPES[match[1]]
+
+    return re.sub(r"\\([nrt'\"\\]|x[0-9a-fA-F]{2})", replace, text)

@@ -1,0 +1,127 @@
+"""Batches of tokens in, named tensors of llama.cpp's graph out while it computes: what routers see and choose."""
+
+import ctypes
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from gguf.constants import GGMLQuantizationType
+
+from ..formats.errors import EngineError
+from ..formats.llamacpp import ggml, llama
+from .engine import Engine
+from .load_options import LoadOptions
+from .model import Model
+
+DTYPES = {
+    GGMLQuantizationType.F32: np.dtype(np.float32),
+    GGMLQuantizationType.F16: np.dtype(np.float16),
+    GGMLQuantizationType.I32: np.dtype(np.int32),
+}
+
+
+class TensorHead(ctypes.Structure):
+    """The first fields of struct ggml_tensor (ggml/include/ggml.h): type, buffer, ne, nb."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * 4),
+        ("nb", ctypes.c_size_t * 4),
+    )
+
+
+class Tap:
+    """A `cb_eval` callback that hands wanted tensors to a function; give `callback` to an Engine."""
+
+    def __init__(self, wanted: Callable[[str], bool], on_tensor: Callable[[str, np.ndarray], None]) -> None:
+        """Listen for tensors whose names `wanted` accepts, such as "ffn_moe_topk-3"; names are asked once each."""
+        self._wanted = cache(wanted)
+        self._on_tensor = on_tensor
+        self._error: BaseException | None = None
+        self.n_tokens = 0
+        self.callback = llama().ggml_backend_sched_eval_callback(self._called)
+
+    def raise_error(self) -> None:
+        """Raise what `on_tensor` raised inside the callback, where nothing may be raised."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _called(self, tensor: int, asks: bool, _: Any) -> bool:
+        if self._error is not None:
+            return False
+        try:
+            name = functions().ggml_get_name(tensor).decode("utf-8", "replace")
+            if not self._wanted(name):
+                return not asks
+            if not asks:
+                self._on_tensor(name, read_tensor(tensor, self.n_tokens))
+        except BaseException as error:
+            self._error = error
+            return False
+        return True
+
+
+def collect(
+    model: Model,
+    options: LoadOptions,
+    token_batches: Iterable[Sequence[int]],
+    wanted: Callable[[str], bool],
+    on_tensor: Callable[[str, np.ndarray], None],
+) -> None:
+    """Decode each batch of tokens with an empty context and hand over the wanted tensors of every computed graph.
+
+    A batch longer than options.n_ubatch is computed in several graphs, in order. The first axis of an array is
+    the tokens: ffn_moe_topk-N is int32 [tokens, n_expert_used], ffn_norm-N and l_out-N are float32
+    [tokens, n_embd]. Every token is an output, so that the last layers are computed for all of them. Raises
+    what `on_tensor` raises.
+    """
+    tap = Tap(wanted, on_tensor)
+    with Engine(model, options, tap.callback) as engine:
+        for tokens in token_batches:
+            engine.forget(0)
+            for start in range(0, len(tokens), engine.n_ubatch):
+                block = tokens[start : start + engine.n_ubatch]
+                tap.n_tokens = len(block)
+                engine.decode_all(0, block)
+                tap.raise_error()
+
+
+def capture(
+    model: Model, options: LoadOptions, tokens: Sequence[int], wanted: Callable[[str], bool]
+) -> dict[str, np.ndarray]:
+    """Decode tokens and return the wanted tensors, those of several graphs joined along the tokens."""
+    parts: dict[str, list[np.ndarray]] = {}
+    collect(model, options, [tokens], wanted, lambda name, array: parts.setdefault(name, []).append(array))
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def read_tensor(tensor: int, n_tokens: int) -> np.ndarray:
+    """Copy a tensor from its device into an array whose first axis is the tokens, the fastest axis last.
+
+    Views with gaps between rows, as ffn_moe_topk-N is one of all sorted experts, are read by their strides nb.
+    """
+    head = TensorHead.from_address(tensor)
+    dtype = DTYPES.get(GGMLQuantizationType(head.type))
+    if dtype is None:
+        raise EngineError(f"a tensor of type {GGMLQuantizationType(head.type).name} cannot be captured")
+    shape, strides = tuple(head.ne)[::-1], tuple(head.nb)[::-1]
+    span = dtype.itemsize + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    data = np.empty(span, np.uint8)
+    functions().ggml_backend_tensor_get(tensor, data.ctypes.data, 0, span)
+    array = np.lib.stride_tricks.as_strided(data[: dtype.itemsize].view(dtype), shape, strides)
+    array = array.squeeze(tuple(axis for axis in (0, 1) if shape[axis] == 1)).copy()
+    return array if len(array) == n_tokens else array[None]
+
+
+@cache
+def functions() -> SimpleNamespace:
+    """Return the functions of libggml-base used here, with their signatures."""
+    base = ggml("ggml-base")
+    base.ggml_get_name.restype, base.ggml_get_name.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
+    base.ggml_backend_tensor_get.restype = None
+    base.ggml_backend_tensor_get.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+    return SimpleNamespace(ggml_get_name=base.ggml_get_name, ggml_backend_tensor_get=base.ggml_backend_tensor_get)
