@@ -13,6 +13,7 @@ from .models import MODEL, ModelSource, SourceKind, catalogue_model, gguf_of, no
 from .terminal import emit_json, level, verbosity
 
 if TYPE_CHECKING:
+    from ..formats.checkpoint import Checkpoint
     from ..formats.summary import Share, Summary
     from ..quantize.tensor_types import TensorShape
 
@@ -59,7 +60,7 @@ def inspect_model(argument: str | None, n_ctx: int = DEFAULT_CTX) -> dict[str, A
     source = resolve_source(argument)
     if source.kind is SourceKind.GGUF and source.path:
         return report_gguf(source.path, n_ctx)
-    return report_checkpoint(source, n_ctx)
+    return report_described(source, n_ctx)
 
 
 def report_gguf(path: Path, n_ctx: int) -> dict[str, Any]:
@@ -75,20 +76,43 @@ def report_gguf(path: Path, n_ctx: int) -> dict[str, Any]:
             "each expert is a tensor of its own, as before April 2024; llama.cpp loads no such file any more, "
             "and quantizations of that time were of a worse mixture. Convert the original checkpoint again."
         )
-    return report_summary(summary, "GGUF", path, file.shards, n_ctx, notes)
+    layout = "one tensor per expert" if summary.lone_experts else "stacked"
+    return report_summary(summary, "GGUF", path, file.shards, n_ctx, layout, notes)
 
 
-def report_checkpoint(source: ModelSource, n_ctx: int) -> dict[str, Any]:
-    """Return the report on a checkpoint folder: what its GGUF would hold, in the types of the checkpoint."""
+def report_described(source: ModelSource, n_ctx: int) -> dict[str, Any]:
+    """Return the report on a checkpoint or a recipe: what its GGUF would hold, in the types of the source."""
     from ..convert.build_plan import build_plan
-    from ..formats.checkpoint import open_checkpoint
     from ..formats.summary import summarize_plan
 
-    if source.path is None or source.kind is not SourceKind.CHECKPOINT:
+    checkpoint = open_described(source)
+    plan = build_plan(checkpoint)
+    path = source.path or Path(source.where)
+    files = tuple(sorted(path.glob("*.safetensors"))) if path.is_dir() else ()
+    fused = any(name.endswith(".gate_up_proj") for name in checkpoint.source.tensors)
+    layout = "fused" if fused else "per expert"
+    return report_summary(summarize_plan(plan), str(source.kind), path, files, n_ctx, layout, list(plan.warnings))
+
+
+def open_described(source: ModelSource) -> "Checkpoint":
+    """Open a checkpoint folder, or the checkpoint that a recipe of local models stands for (gates left open)."""
+    from ..formats.checkpoint import open_checkpoint
+    from ..merge.open import open_recipe
+    from ..merge.recipe import read_recipe, recipe_from_table
+
+    if source.kind is SourceKind.CHECKPOINT and source.path:
+        return open_checkpoint(source.path)
+    if source.kind is not SourceKind.RECIPE:
         raise not_here(source)
-    plan = build_plan(open_checkpoint(source.path))
-    files = tuple(sorted(source.path.glob("*.safetensors")))
-    return report_summary(summarize_plan(plan), "checkpoint", source.path, files, n_ctx, list(plan.warnings))
+    if source.recipe is not None:
+        recipe = recipe_from_table(source.name, source.recipe, source.folder, source.where)
+    else:
+        recipe = read_recipe(Path(source.where))
+
+    def refuse(repo: str, revision: str | None) -> Path:
+        raise not_here(source)
+
+    return open_recipe(replace(recipe, gate_mode="random"), fetch=refuse)
 
 
 def report_memory(summary: "Summary", kind: str, n_ctx: int) -> dict[str, Any]:
@@ -140,12 +164,20 @@ def unquantized(summary: "Summary") -> "list[TensorShape]":
 
 
 def report_summary(
-    summary: "Summary", kind: str, path: Path, files: tuple[Path, ...], n_ctx: int, notes: list[str]
+    summary: "Summary",
+    kind: str,
+    path: Path,
+    files: tuple[Path, ...],
+    n_ctx: int,
+    expert_layout: str,
+    notes: list[str],
 ) -> dict[str, Any]:
     """Return the report on a model's facts."""
     from gguf.constants import Keys
 
     n_ctx_train = summary.hyper(Keys.LLM.CONTEXT_LENGTH)
+    if n_ctx_train and n_ctx > n_ctx_train:
+        notes = [*notes, f"{n_ctx} tokens of context are more than the {n_ctx_train} the model was trained for."]
     tokens = summary.metadata.get(Keys.Tokenizer.LIST)
     template = summary.template_kind
     return {
@@ -154,7 +186,7 @@ def report_summary(
         "files": [str(file) for file in files],
         "name": summary.name,
         "architecture": summary.architecture,
-        "file_type": summary.file_type,
+        "file_type": summary.file_type if kind == "GGUF" else next(iter(summary.by_type()), None),
         "bytes": summary.n_bytes,
         "bpw": round(summary.bits_per_weight, 4),
         "parameters": {
@@ -171,6 +203,7 @@ def report_summary(
         "n_ctx_train": n_ctx_train,
         "n_expert": summary.n_expert,
         "n_expert_used": summary.n_expert_used,
+        "expert_layout": expert_layout if summary.n_expert else None,
         "tokenizer": {
             "model": summary.metadata.get(Keys.Tokenizer.MODEL),
             "pre": summary.metadata.get(Keys.Tokenizer.PRE),

@@ -63,7 +63,7 @@ def _shape(report: dict[str, Any]) -> str:
 def _experts(report: dict[str, Any]) -> str:
     if not report["n_expert"]:
         return "none: a dense model"
-    return f"{report['n_expert']}, {report['n_expert_used']} per token"
+    return f"{report['n_expert']}, {report['n_expert_used']} per token; stored {report['expert_layout']}"
 
 
 def _in_words(total: int, active: int, n_expert: int) -> str:
