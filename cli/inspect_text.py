@@ -1,8 +1,10 @@
 """The report of `moe-gguf inspect`, for reading: the dict that `--json` prints comes in, aligned text goes out."""
 
+from textwrap import indent
 from typing import Any
 
-from .terminal import format_bytes, format_count, format_table
+from .tables import table
+from .terminal import format_bytes, format_count
 
 # The quantizations whose memory is shown when not all are asked for.
 SHOWN = ("Q2_K", "Q3_K_M", "IQ4_XS", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16")
@@ -13,7 +15,7 @@ def render(report: dict[str, Any], every_type: bool = False) -> str:
     """Return the report as text; `every_type` shows the memory of all quantizations."""
     blocks = [
         report["path"],
-        format_table([[label, text] for label, text in _facts(report)], "<<"),
+        indent("\n".join(f"{label:<13}  {text}" for label, text in _facts(report)), "  "),
         _shares("By role", "role", report["roles"], report["bytes"]),
         _shares("By type", "type", report["types"], report["bytes"]),
         _memory(report, every_type),
@@ -29,7 +31,7 @@ def render_tensors(tensors: list[dict[str, Any]]) -> str:
         [one["name"], " x ".join(map(str, one["shape"])), one["type"], format_bytes(one["bytes"]), one["role"]]
         for one in tensors
     ]
-    return "\nTensors\n" + format_table([head, *rows], "<><><")
+    return "\nTensors\n" + indent(table(head, rows, right={1, 3}), "  ")
 
 
 def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
@@ -97,8 +99,8 @@ def _tokenizer(tokenizer: dict[str, Any]) -> str:
 
 
 def _shares(title: str, key: str, shares: list[dict[str, Any]], total: int) -> str:
-    rows = [["", "tensors", "parameters", "size", "share", "bits/weight"]]
-    rows += [
+    head = ["", "tensors", "parameters", "size", "share", "bits/weight"]
+    rows = [
         [
             share[key],
             str(share["tensors"]),
@@ -109,19 +111,19 @@ def _shares(title: str, key: str, shares: list[dict[str, Any]], total: int) -> s
         ]
         for share in shares
     ]
-    return f"{title}\n" + format_table(rows, "<>>>>>")
+    return f"{title}\n" + indent(table(head, rows, right=range(1, 6)), "  ")
 
 
 def _memory(report: dict[str, Any], every_type: bool) -> str:
     memory = report["memory"]
     kv_bytes = memory["kv_bytes"]
     cache = f"KV cache {memory['kv_type']}: {format_bytes(kv_bytes)}" if kv_bytes is not None else "KV cache not known"
-    rows = [["", "weights", "bits/weight", "with KV cache"]]
+    head, rows = ["", "weights", "bits/weight", "with KV cache"], []
     for one in memory["quantizations"]:
         if every_type or one["type"] in SHOWN or one["type"] == report["file_type"]:
             mark = " (this file)" if one["type"] == report["file_type"] and report["kind"] == "GGUF" else ""
             total = format_bytes(one["total_bytes"]) + mark if one["total_bytes"] is not None else "not known"
             rows.append([one["type"], format_bytes(one["weights_bytes"]), f"{one['bpw']:.2f}", total])
-    if len(rows) == 1:
+    if not rows:
         return ""
-    return f"Memory at {memory['n_ctx']} tokens of context ({cache})\n" + format_table(rows, "<>><")
+    return f"Memory at {memory['n_ctx']} tokens of context ({cache})\n" + indent(table(head, rows, right={1, 2}), "  ")

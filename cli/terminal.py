@@ -77,15 +77,6 @@ def format_count(number: float) -> str:
     return f"{number:.{digits}f} {unit}".rstrip()
 
 
-def format_table(rows: list[list[str]], align: str, indent: str = "  ") -> str:
-    """Return rows as aligned columns; `align` has "<" or ">" for each column."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(align))]
-    lines = (
-        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)) for row in rows
-    )
-    return "\n".join(indent + line.rstrip() for line in lines)
-
-
 def progress(total: int, description: str, unit: str = "B") -> Any:
     """Return a tqdm bar on stderr over `total` units (bytes are scaled); hidden with -q."""
     from tqdm import tqdm

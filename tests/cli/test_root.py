@@ -112,7 +112,7 @@ def test_bad_usage() -> None:
         (FileNotFoundError(2, "No such file", "x"), 1, "moe-gguf: x: No such file\n"),
         (OSError("odd"), 1, "moe-gguf: odd\n"),
         (MemoryError(), 1, "moe-gguf: not enough memory for this operation\n"),
-        (click.UsageError("bad"), 2, "Error: bad\n"),
+        (click.ClickException("bad"), 1, "Error: bad\n"),
         (click.exceptions.Exit(3), 3, ""),
         (KeyboardInterrupt(), 130, "moe-gguf: interrupted\n"),
         (BrokenPipeError(32, "Broken pipe"), 1, ""),
