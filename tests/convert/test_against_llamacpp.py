@@ -13,7 +13,15 @@ from ..oracles.llamacpp_converter import GOLDEN, describe
 EXPECTED: dict[str, dict[str, Any]] = json.loads(GOLDEN.read_text(encoding="utf-8"))
 
 DIFFERENT: dict[str, dict[str, str]] = {
-    "sentencepiece json": {"tokenizer.ggml.scores": "llama.cpp writes -1000 for all; ours come from merge ranks"},
+    "sentencepiece json": {
+        "tokenizer.ggml.scores": "llama.cpp writes -1000 for all; ours come from merge ranks",
+        "tokenizer.ggml.token_type": "llama.cpp takes <unk> for a control token; ours is that of tokenizer.model",
+    },
+    "code llama's vocabulary": {
+        "tokenizer.ggml.prefix_token_id": "llama.cpp's converter means to write it and skips it",
+        "tokenizer.ggml.suffix_token_id": "llama.cpp's converter means to write it and skips it",
+        "tokenizer.ggml.middle_token_id": "llama.cpp's converter means to write it and skips it",
+    },
 }
 """Metadata that deliberately differs from llama.cpp's, by case and key, with the reason."""
 
@@ -49,6 +57,15 @@ def test_metadata_is_the_same_in_the_same_order(pair: Any) -> None:
 
 def test_deliberate_differences_are_real(pair: Any) -> None:
     name, ours, theirs = pair
+    our_values, their_values = ({key: value for key, _, value in each["metadata"]} for each in (ours, theirs))
     for key in DIFFERENT.get(name, {}):
-        our_values, their_values = ({k: value for k, _, value in each["metadata"]} for each in (ours, theirs))
-        assert our_values[key] != their_values[key]
+        assert our_values[key] != their_values.get(key)
+
+
+def test_a_sentencepiece_vocabulary_has_its_own_types_from_either_file(tmp_path: Path) -> None:
+    target = tmp_path / "out.gguf"
+    assert convert(CONVERSIONS["sentencepiece json"].write(tmp_path), target).status == 0
+    ours = {key: value for key, _, value in describe(target)["metadata"]}
+    theirs = {key: value for key, _, value in EXPECTED["sentencepiece model"]["metadata"]}
+    for key in ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type"):
+        assert ours[key] == theirs[key]

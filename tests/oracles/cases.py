@@ -76,6 +76,8 @@ CONVERSIONS: dict[str, Conversion] = {
     "f32 to bf16": Conversion(Tiny(dtype="F32", awkward_values=True), "bf16"),
     "f32 to q8_0": Conversion(Tiny(dtype="F32", awkward_values=True), "q8_0"),
     "rows that q8_0 cannot hold": Conversion(Tiny(n_ff=80), "q8_0"),
+    "a dense llama": Conversion(Tiny(layout="dense", n_layer=1)),
+    "a dense llama, new": Conversion(Tiny(layout="dense", n_layer=1, head_dim=16, spelling="new")),
     "tied": Conversion(Tiny(tied=True, n_layer=1)),
     "every head its own key": Conversion(Tiny(n_head=8, n_head_kv=8, n_layer=1)),
     "one key for all heads": Conversion(Tiny(n_head=4, n_head_kv=1, n_layer=1)),
