@@ -1,0 +1,130 @@
+"""The documents are true: options, commands, files and links that they name exist, and the rest is executed."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from moe_gguf.cli.root import VERBS, root
+from moe_gguf.formats.catalogue import FIELDS, RECIPE_KEYS, RESULT_KEYS, read_catalogue
+
+from .command import moe_gguf
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+CODE_FOLDERS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def names(path: Path) -> str:
+    """Return a page's name, for the test's."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def text_of(page: Path) -> str:
+    """Read a page."""
+    return page.read_text(encoding="utf-8")
+
+
+def commands_of(page: Path) -> list[list[str]]:
+    """Return the words of every `moe-gguf` command of a page: in fenced blocks and in inline code."""
+    text = text_of(page)
+    fenced = "\n".join(block for _, block in FENCE.findall(text)).replace("\\\n", " ")
+    spans = re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+    lines = [line.strip().removeprefix("$ ") for line in [*fenced.splitlines(), *spans]]
+    return [shlex.split(line, comments=True) for line in lines if re.match(r"moe-gguf( |$)", line)]
+
+
+def test_cli_page_is_what_help_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    page = text_of(ROOT / "docs" / "cli.md")
+    for arguments in ([], *([verb] for verb in VERBS)):
+        outcome = moe_gguf(*arguments, "--help")
+        assert outcome.status == 0
+        assert f"```\n{outcome.stdout.rstrip()}\n```" in page, "run: python docs/make_cli.py"
+
+
+def test_cli_page_is_what_its_script_writes() -> None:
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        import make_cli  # pyright: ignore[reportMissingImports]
+    finally:
+        sys.path.pop(0)
+    assert text_of(ROOT / "docs" / "cli.md") == make_cli.page(), "run: python docs/make_cli.py"
+
+
+def options_of(command: click.Command) -> set[str]:
+    """Return the options that a command takes."""
+    return {
+        option
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    } | {"--help", "-h"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names)
+def test_commands_and_their_options_exist(page: Path) -> None:
+    top = root.make_context("moe-gguf", [], resilient_parsing=True)
+    for words in commands_of(page):
+        rest = words[1:]
+        while rest and rest[0].startswith("-"):
+            assert rest[0] in options_of(root), words
+            rest = rest[2:] if rest[0] == "--catalogue" else rest[1:]
+        if not rest or not re.fullmatch("[a-z]+", rest[0]):
+            continue
+        assert rest[0] in VERBS, words
+        command = root.get_command(top, rest[0])
+        assert command
+        for word in rest[1:]:
+            option = re.match(r"\[?(--?[A-Za-z][\w-]*)", word)
+            for one in option[1].split("/") if option else ():
+                assert one in options_of(command), words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text_of(page)):
+        if not re.match(r"[a-z]+:", target):
+            assert (page.parent / target).exists(), target
+
+
+def test_contributing_names_every_folder_and_file() -> None:
+    text = text_of(ROOT / "CONTRIBUTING.md")
+    for folder in CODE_FOLDERS:
+        assert f"{folder}/" in text
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if folder not in ("tests", "benchmarks") and path.name != "__init__.py":
+                assert path.name in text, path.relative_to(ROOT)
+    for page in (ROOT / "docs").glob("*.*"):
+        assert page.name in text, page
+
+
+def test_readme_names_real_make_targets() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", text_of(ROOT / "Makefile"), re.MULTILINE))
+    assert {"demo", "test", "test-all", "lint", "bench", "clean"} <= targets
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        for target in re.findall(r"(?:^|`)make ([a-z-]+)", text_of(page), re.MULTILINE):
+            assert target in targets, page
+
+
+def test_the_catalogue_page_has_every_key_and_its_examples_are_read(tmp_path: Path) -> None:
+    text = text_of(ROOT / "docs" / "catalogue.md")
+    for key in (*FIELDS, *RECIPE_KEYS, "results"):
+        assert f"`{key}`" in text or f"`{key} " in text, key
+    for key in RESULT_KEYS:
+        assert f"{key} = " in text, key
+    examples = [block for language, block in FENCE.findall(text) if language == "toml"]
+    assert len(examples) == 2
+    for example in examples:
+        (tmp_path / "models.toml").write_text(example, encoding="utf-8")
+        assert read_catalogue(tmp_path / "models.toml").models
+
+
+def test_the_catalogue_page_quotes_a_real_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("models.toml").write_text('# mine\n[models.bruce]\npath = "w"\nlicence = "mit"\n')
+    message = moe_gguf("inspect").stderr.removeprefix("moe-gguf: ").strip()
+    assert f"`{message}`" in text_of(ROOT / "docs" / "catalogue.md")
