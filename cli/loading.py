@@ -78,7 +78,9 @@ def load_model(path: Path, values: Mapping[str, Any]) -> "tuple[Model, Engine]":
     from ..runner.memory import read_facts
     from ..runner.model import Model
 
-    options = build_load_options(path, values)
+    file = read_gguf(path)
+    facts = read_facts(file)
+    options = choose_options(file, facts, values)
 
     def load(options: "LoadOptions") -> "tuple[Model, Engine]":
         model = Model(path, options)
@@ -90,7 +92,6 @@ def load_model(path: Path, values: Mapping[str, Any]) -> "tuple[Model, Engine]":
 
     if not values.get("fit", True):
         return load(options)
-    facts = read_facts(read_gguf(path))
     return load_with_fallback(load, facts, options, warn, keep_context=bool(values.get("ctx_size")))[0]
 
 
@@ -102,17 +103,22 @@ def build_load_options(path: Path, values: Mapping[str, Any]) -> "LoadOptions":
     """
     from ..formats.gguf_file import read_gguf
     from ..runner.memory import read_facts
-    from ..runner.placement import plan_file
 
     file = read_gguf(path)
-    facts = read_facts(file)
+    return choose_options(file, read_facts(file), values)
+
+
+def choose_options(file: "GgufFile", facts: "ModelFacts", values: Mapping[str, Any]) -> "LoadOptions":
+    """Return how to load a file whose header was read; see `build_load_options`."""
+    from ..runner.placement import plan_file
+
     devices = available_devices(values)
     manual = read_manual(values, facts, devices)
     if not values.get("fit", True):
         return manual
     if is_placed(values):
         return shrink_context(file, facts, devices, manual)
-    placement = plan_file(file, facts, devices, manual)
+    placement = plan_file(file, facts, devices, manual, hurry=True)
     for note in placement.notes:
         say(note)
     for name, memory in placement.memory.items():

@@ -13,7 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from ..formats.errors import EngineError
-from ..formats.llamacpp import ggml, llama
+from ..formats.llamacpp import llama
+from .linked import linked
 
 # enum ggml_backend_dev_type in ggml/include/ggml-backend.h
 KINDS = ("cpu", "gpu", "igpu", "accel", "meta")
@@ -178,30 +179,28 @@ def _text(value: bytes | None) -> str:
 
 @cache
 def _ggml() -> SimpleNamespace:
-    """Return the functions used here with their signatures, from libggml (the registry) or libggml-base."""
-    libraries = (ggml("ggml"), ggml("ggml-base"))
-    functions = SimpleNamespace()
-    pointer, text = ctypes.c_void_p, ctypes.c_char_p
-    signatures = {
-        "ggml_backend_dev_count": ([], ctypes.c_size_t),
-        "ggml_backend_dev_get": ([ctypes.c_size_t], pointer),
-        "ggml_backend_dev_by_name": ([text], pointer),
-        "ggml_backend_reg_count": ([], ctypes.c_size_t),
-        "ggml_backend_reg_get": ([ctypes.c_size_t], pointer),
-        "ggml_backend_dev_name": ([pointer], text),
-        "ggml_backend_dev_description": ([pointer], text),
-        "ggml_backend_dev_type": ([pointer], ctypes.c_int),
-        "ggml_backend_dev_backend_reg": ([pointer], pointer),
-        "ggml_backend_dev_buffer_type": ([pointer], pointer),
-        "ggml_backend_reg_name": ([pointer], text),
-        "ggml_backend_buft_name": ([pointer], text),
-        "ggml_backend_dev_memory": ([pointer, pointer, pointer], None),
+    """Return the functions used here with their signatures, those of the registry and those of a device."""
+    pointer, text, size = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t
+    registry = {
+        "ggml_backend_dev_count": ((), size),
+        "ggml_backend_dev_get": ((size,), pointer),
+        "ggml_backend_dev_by_name": ((text,), pointer),
+        "ggml_backend_reg_count": ((), size),
+        "ggml_backend_reg_get": ((size,), pointer),
     }
-    for name, (arguments, result) in signatures.items():
-        function = next(getattr(library, name) for library in libraries if hasattr(library, name))
-        function.argtypes, function.restype = arguments, result
-        setattr(functions, name, function)
-    return functions
+    device = {
+        "ggml_backend_dev_name": ((pointer,), text),
+        "ggml_backend_dev_description": ((pointer,), text),
+        "ggml_backend_dev_type": ((pointer,), ctypes.c_int),
+        "ggml_backend_dev_backend_reg": ((pointer,), pointer),
+        "ggml_backend_dev_buffer_type": ((pointer,), pointer),
+        "ggml_backend_reg_name": ((pointer,), text),
+        "ggml_backend_buft_name": ((pointer,), text),
+        "ggml_backend_dev_memory": ((pointer, pointer, pointer), None),
+    }
+    functions = {name: linked(name, "ggml", *signature) for name, signature in registry.items()}
+    functions |= {name: linked(name, "ggml-base", *signature) for name, signature in device.items()}
+    return SimpleNamespace(**functions)
 
 
 def parse_size(text: str) -> int:

@@ -13,6 +13,7 @@ from .devices import Device
 from .dryload import measure
 from .load_options import LoadOptions
 from .memory import (
+    BLOCK,
     CONTEXT_STEP,
     CPU,
     EXPERTS,
@@ -79,6 +80,7 @@ def evaluate(
     if len(names) > 1 and not options.tensor_split:
         free = {device.name: device.free_bytes for device in devices}
         options = replace(options, tensor_split=tuple(float(free[name]) for name in names))
+    options = replace(options, devices=names)
     memory = predict(facts, options, names)
     cpu = next((device for device in devices if device.kind == "cpu"), None)
     if cpu and memory[CPU].total > cpu.free_bytes:
@@ -89,11 +91,18 @@ def evaluate(
     return Placement(facts, tuple(devices), options, memory, locate(facts, options, names), notes)
 
 
-def plan_file(file: GgufFile, facts: ModelFacts, devices: Sequence[Device], wish: LoadOptions) -> Placement:
+def plan_file(
+    file: GgufFile, facts: ModelFacts, devices: Sequence[Device], wish: LoadOptions, hurry: bool = False
+) -> Placement:
     """Plan, then let llama.cpp simulate the load, and plan again with less room where it needs more.
 
-    The memory of the result is llama.cpp's own where it says it. Raises EngineError when nothing fits.
+    The memory of the result is llama.cpp's own where it says it; in a hurry, a model that needs no device and little
+    of the memory is not simulated. Raises EngineError when nothing fits.
     """
+    if hurry and not any(device.offloads for device in devices):
+        placement = plan(facts, devices, wish)
+        if 2 * placement.memory[CPU].total < min(device.free_bytes for device in rank(devices)):
+            return placement
     reserved: dict[str, int] = {}
     for _ in range(ATTEMPTS):
         shrunk = [replace(d, free_bytes=d.free_bytes - reserved.get(d.name, 0)) for d in devices]
@@ -138,6 +147,12 @@ def fits(device: Device, memory: Mapping[str, Memory], options: LoadOptions, dev
         margin = device.free_bytes - room(device)
         return need.kv + need.compute + shared <= room(device) and need.total + shared <= device.total_bytes - margin
     return need.total + shared <= room(device)
+
+
+def complete_layers(placement: Placement) -> int:
+    """Return how many layers lie on devices with all their tensors."""
+    home = {block[1] for name, d in placement.tensors.items() if d == CPU and (block := BLOCK.match(name))}
+    return placement.facts.n_layer - len(home)
 
 
 def llama_order(devices: Sequence[Device]) -> list[Device]:

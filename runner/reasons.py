@@ -42,7 +42,7 @@ def explain(placement: Placement) -> list[Group]:
             layers, n_bytes = experts[device]
             groups.append(Group(f"experts {span(layers)}", device, n_bytes, _expert_reason(placement, device)))
     last = device_of_layers(facts, options, options.devices or ())[-1]
-    reason = "its logits are needed for every token" if last != CPU else "no device has room for it"
+    reason = "every token needs its logits" if last != CPU else _home_reason(placement)
     groups.append(Group("output", last, facts.output_bytes if last != CPU else _untied(placement), reason))
     for device in (*(options.devices or ()), CPU):
         if device in placement.memory:
@@ -78,18 +78,22 @@ def _untied(placement: Placement) -> int:
 
 
 def _dense_reason(placement: Placement, device: str) -> str:
-    if not placement.options.devices:
-        return "there is no other device" if len(placement.devices) < 2 else "no device has room for a layer"
-    return "every token needs them" if device != CPU else "the devices are full"
+    return "every token needs them" if device != CPU else _home_reason(placement)
 
 
 def _expert_reason(placement: Placement, device: str) -> str:
     if device != CPU:
         return "fit beside the rest"
     if not placement.options.devices:
-        return "there is no other device" if len(placement.devices) < 2 else "no device has room for a layer"
+        return _home_reason(placement)
     used = placement.options.n_expert_used or placement.facts.n_expert_used
     return f"the devices are full; a token reads only {used} of each layer's experts"
+
+
+def _home_reason(placement: Placement) -> str:
+    if placement.options.devices:
+        return "the devices are full"
+    return "no device has room for it" if llama_order(placement.devices) else "there is no other device"
 
 
 def span(layers: Iterable[int]) -> str:
@@ -108,7 +112,8 @@ def flags(placement: Placement) -> list[str]:
     """Return llama.cpp's flags that do the same, as separate words."""
     options = placement.options
     kinds = {device.name: device for device in placement.devices}
-    words = ["-c", str(placement.n_ctx), "-ngl", str(options.n_gpu_layers)]
+    n_gpu = placement.facts.n_layer + 1 if options.n_gpu_layers < 0 else options.n_gpu_layers
+    words = ["-c", str(placement.n_ctx), "-ngl", str(n_gpu if options.devices else 0)]
     used = options.devices or ()
     workers = list(dict.fromkeys(kinds[name].description for name in used if kinds[name].kind == "rpc"))
     if workers:

@@ -16,8 +16,8 @@ from functools import cache
 from typing import Any
 
 from ..formats.errors import EngineError
-from ..formats.llamacpp import ggml
 from .devices import Device, device_handle, list_devices
+from .linked import linked
 
 REBUILD = (
     'CMAKE_ARGS="-DGGML_RPC=ON" pip install --no-cache-dir --force-reinstall '
@@ -28,24 +28,12 @@ CONNECT_SECONDS = 5.0
 LOST_CONNECTION = ("RPC server", "RPC handshake", "ggml-rpc")
 
 
-@cache
-def rpc_library() -> ctypes.CDLL:
-    """Return libggml-rpc; raises EngineError with the command that rebuilds llama-cpp-python when it is absent."""
+def rpc_function(name: str, arguments: Sequence[Any], result: Any) -> Any:
+    """Return a function of libggml-rpc; raises EngineError with the command that rebuilds a build without it."""
     try:
-        library = ggml("ggml-rpc")
+        return linked(name, "ggml-rpc", tuple(arguments), result)
     except EngineError as error:
         raise EngineError(f"this build of llama.cpp has no RPC backend; rebuild it: {REBUILD}") from error
-    library.ggml_backend_rpc_add_server.argtypes = [ctypes.c_char_p]
-    library.ggml_backend_rpc_add_server.restype = ctypes.c_void_p
-    library.ggml_backend_rpc_start_server.restype = None
-    library.ggml_backend_rpc_start_server.argtypes = [
-        ctypes.c_char_p,
-        ctypes.c_char_p,
-        ctypes.c_size_t,
-        ctypes.c_size_t,
-        ctypes.POINTER(ctypes.c_void_p),
-    ]
-    return library
 
 
 def parse_endpoint(text: str) -> tuple[str, int]:
@@ -69,14 +57,15 @@ def serve(host: str, port: int, n_threads: int, device_names: Sequence[str] = ()
 
     Raises EngineError when the address is taken or cannot be bound, or when the build has no RPC backend.
     """
-    library = rpc_library()
+    pointers, size, text = ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t, ctypes.c_char_p
+    start = rpc_function("ggml_backend_rpc_start_server", (text, text, size, size, pointers), None)
     address = _bindable_address(host, port)
     handles = [device_handle(name) for name in device_names or served_devices(list_devices())]
     array = (ctypes.c_void_p * len(handles))(*handles)
     folder = cache_dir.encode() if cache_dir else None
     arguments = (f"{address}:{port}".encode(), folder, n_threads, len(handles), array)
     # in a thread of its own, because Ctrl-C only reaches a main thread that runs Python
-    server = threading.Thread(target=library.ggml_backend_rpc_start_server, args=arguments, daemon=True)
+    server = threading.Thread(target=start, args=arguments, daemon=True)
     server.start()
     while server.is_alive():
         server.join(0.5)
@@ -109,7 +98,8 @@ def add_servers(endpoints: Sequence[str]) -> list[str]:
     this version of the protocol, or has no device. From then on a worker that goes away ends the process with
     one line and status 1.
     """
-    library = rpc_library()
+    connect = rpc_function("ggml_backend_rpc_add_server", (ctypes.c_char_p,), ctypes.c_void_p)
+    register = linked("ggml_backend_register", "ggml", (ctypes.c_void_p,))
     names = []
     for endpoint in endpoints:
         host, port = parse_endpoint(endpoint)
@@ -117,12 +107,10 @@ def add_servers(endpoints: Sequence[str]) -> list[str]:
         if address not in _added:
             check_worker(host, port)
             explain_aborts()
-            registry = library.ggml_backend_rpc_add_server(address.encode())
+            registry = connect(address.encode())
             if not registry:
                 raise EngineError(f"the worker {endpoint} offers no device")
             before = {device.name for device in list_devices()}
-            register = ggml("ggml").ggml_backend_register
-            register.argtypes, register.restype = [ctypes.c_void_p], None
             register(registry)
             _added[address] = [device.name for device in list_devices() if device.name not in before]
         names += _added[address]
@@ -187,7 +175,5 @@ def explain_aborts() -> Any:
         os._exit(1)
 
     callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(on_abort)
-    set_callback = ggml("ggml-base").ggml_set_abort_callback
-    set_callback.restype = ctypes.c_void_p
-    set_callback(callback)
+    linked("ggml_set_abort_callback", "ggml-base", (ctypes.c_void_p,), ctypes.c_void_p)(callback)
     return callback

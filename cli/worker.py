@@ -1,0 +1,36 @@
+"""`moe-gguf worker`: serves this machine's devices to another one through llama.cpp's RPC backend."""
+
+import click
+
+from .terminal import say, verbosity, warn
+
+DEFAULT_PORT = 50052
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on (0.0.0.0: all).")
+@click.option("-p", "--port", type=click.IntRange(1, 65535), default=DEFAULT_PORT, show_default=True, help="The port.")
+@click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads of the CPU  [default: physical cores]")
+@click.option("-d", "--device", metavar="NAME,...", help="Serve these devices  [default: the GPUs, else the CPU]")
+@click.option("--cache", type=click.Path(file_okay=False), help="Keep weights in this folder for the next time.")
+@verbosity
+def command(host: str, port: int, threads: int | None, device: str | None, cache: str | None) -> None:
+    """Serve this machine's devices, so that another one can place parts of a model here.
+
+    The other machine names this one with --rpc HOST:PORT. One machine is served at a time. Ctrl-C ends it.
+
+    The protocol has no authentication and no encryption: whoever can reach the port can use, read and crash what
+    runs here. Without --host only this machine can reach it.
+    """
+    from ..runner.devices import list_devices
+    from ..runner.rpc import is_loopback, serve, served_devices
+    from ..runner.threads import best_thread_count
+
+    names = [name.strip() for name in device.split(",")] if device else served_devices(list_devices())
+    if not is_loopback(host):
+        warn(
+            f"{host}:{port} is open to everyone who can reach it, and the protocol has no authentication and no "
+            "encryption; use it in a network that you trust only"
+        )
+    say(f"serving {', '.join(names)}; use it with --rpc {host}:{port}, end it with Ctrl-C")
+    serve(host, port, threads or best_thread_count(), names, cache)
