@@ -65,7 +65,7 @@ def _shape(report: dict[str, Any]) -> str:
 def _experts(report: dict[str, Any]) -> str:
     if not report["n_expert"]:
         return "none: a dense model"
-    return f"{report['n_expert']}, {report['n_expert_used']} per token; stored {report['expert_layout']}"
+    return f"{report['n_expert']}, {report['n_expert_used']} per token ({report['expert_layout']})"
 
 
 def _in_words(total: int, active: int, n_expert: int) -> str:
@@ -80,10 +80,10 @@ def explain_parameters(report: dict[str, Any]) -> list[str]:
         return []
     dense = parameters["dense"]
     scale, unit = next(((10**power, word) for power, word in ((9, "B"), (6, "M")) if dense >= 10**power), (1000, "K"))
-    rounded = round(dense / scale)
+    each = round(dense / scale, 0 if dense >= 5 * scale else 1)
     apart = format_count(parameters["total"] - parameters["experts"])
     return [
-        f"Not {n_expert} x {rounded} {unit} = {n_expert * rounded} {unit}: only the experts' feed-forward layers "
+        f"Not {n_expert} x {each:g} {unit} = {n_expert * each:g} {unit}: only the experts' feed-forward layers "
         f"exist {n_expert} times ({format_count(parameters['experts'])});",
         f"attention, embeddings and norms exist once ({apart}). "
         f"A token passes {report['n_expert_used']} of {n_expert} experts.",

@@ -1,5 +1,7 @@
 """The documents are true: options, commands, files and links that they name exist, and the rest is executed."""
 
+import io
+import json
 import re
 import shlex
 import sys
@@ -10,6 +12,7 @@ import pytest
 from moe_gguf.cli.root import VERBS, root
 from moe_gguf.formats.catalogue import FIELDS, RECIPE_KEYS, RESULT_KEYS, read_catalogue
 
+from .checkpoints import Tiny, write_checkpoint
 from .command import moe_gguf
 
 ROOT = Path(__file__).parent.parent
@@ -121,6 +124,25 @@ def test_the_catalogue_page_has_every_key_and_its_examples_are_read(tmp_path: Pa
     for example in examples:
         (tmp_path / "models.toml").write_text(example, encoding="utf-8")
         assert read_catalogue(tmp_path / "models.toml").models
+
+
+def test_the_commands_of_the_catalogue_page_run_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "weights", Tiny(n_embd=256, n_ff=256))
+    Path("models.toml").write_text('default = "bruce"\n[models.bruce]\ntitle = "Bruce"\npath = "weights"\n')
+    first_block = FENCE.search(text_of(ROOT / "docs" / "catalogue.md"))
+    assert first_block
+    lines = first_block[2].splitlines()
+    assert lines == ["moe-gguf convert", "moe-gguf quantize --type Q4_K_M", "moe-gguf chat"]
+    for line in lines:
+        monkeypatch.setattr("sys.stdin", io.StringIO("Hello!\n"))
+        outcome = moe_gguf(*line.split()[1:], *(["-n", "4"] if line.endswith("chat") else []))
+        assert outcome.status == 0, outcome.stderr
+    made = sorted(path.name for path in Path("gguf/bruce").iterdir())
+    assert [name.rpartition("-")[2] for name in made] == ["BF16.gguf", "Q4_K_M.gguf"]
+    assert json.loads(moe_gguf("inspect", "--json").stdout)["file_type"] == "Q4_K_M"
 
 
 def test_the_catalogue_page_quotes_a_real_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 from gguf.constants import GGMLQuantizationType, LlamaFileType
+from moe_gguf.formats.gguf_layout import TensorEntry
+from moe_gguf.quantize.facts import facts_of
+from moe_gguf.quantize.file_types import parse_file_type
+from moe_gguf.quantize.recipes import choose_types
 
 from ..checkpoints import Tiny, write_checkpoint
 from ..command import moe_gguf
@@ -65,6 +69,23 @@ def test_the_text_explains_the_parameters(tmp_path: Path) -> None:
     assert "Not 4 x 7 B = 28 B" in merge
     assert "Memory at 32768 tokens" in merge
     assert "IQ2_XXS" in merge
+
+
+def test_the_example_in_the_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    metadata = fields(
+        MIXTRAL_8X7B,
+        LlamaFileType.MOSTLY_Q4_K_M,
+        general__name="Mixtral 8x7B Instruct v0.1",
+        tokenizer__chat_template="{{ bos_token }}[INST] {{ messages[0].content }} [/INST]",
+    )
+    tensors = entries(MIXTRAL_8X7B)
+    facts = facts_of({key: field.value for key, field in metadata.items()}, [tensor.name for tensor in tensors])
+    choices = choose_types(facts, tensors, parse_file_type("Q4_K_M"))
+    path = Path("Mixtral-8x7B-Instruct-v0.1-Q4_K_M.gguf")
+    write_header_only(path, metadata, [TensorEntry(one.name, one.shape, one.qtype) for one in choices])
+    page = (Path(__file__).parent.parent.parent / "docs" / "inspect.md").read_text(encoding="utf-8")
+    assert f"```\n$ moe-gguf inspect {path}\n{moe_gguf('inspect', path).stdout}```\n" in page
 
 
 def test_columns_are_aligned(tmp_path: Path) -> None:
