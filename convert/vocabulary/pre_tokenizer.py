@@ -32,68 +32,108 @@ _DEEPSEEK3 = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
     rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
 )
+# Some letters are escaped since editors and tools replace them by their canonical equivalents.
 _LATIN_AND_KIN = (
-    r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅ"
-    r"ὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎ"
-    r"ꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+"
+    r"\s?"
+    "[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙ"
+    "ὛὝὟ-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ"
+    "-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+"
 )
 _HAN = "[一-龥ࠀ-一가-퟿]+"
+_BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 _PUNCTUATION_RUNS = "<Punctuation Contiguous>"
 
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """One way of cutting: its name, the patterns applied in turn, and whether whole words skip the merges."""
+    """One way of cutting: the patterns applied in turn, and whether whole words skip the merges.
+
+    `aliases` are other models' names for the same (they differ in how text is printed, not read).
+    """
 
     name: str
     patterns: tuple[str, ...]
     ignore_merges: bool = False
+    aliases: tuple[str, ...] = ()
 
 
-# The first of several that cut alike is the one to name; names that only llama.cpp's hash can tell are not here.
+# The first of several that cut alike on the telling text is the one to name.
 KNOWN = (
-    PreTokenizer("smollm", (r"\p{N}", _GPT2)),
-    PreTokenizer("gpt-2", (_GPT2,)),
-    PreTokenizer("llama-bpe", (_LLAMA3,), ignore_merges=True),
-    PreTokenizer("smaug-bpe", (_LLAMA3,)),
-    PreTokenizer("qwen2", (_QWEN2,)),
+    PreTokenizer(
+        "smollm",
+        (r"\p{N}", _GPT2),
+        aliases=("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"),
+    ),
+    PreTokenizer(
+        "gpt-2",
+        (_GPT2,),
+        aliases=(
+            *("mpt", "olmo", "phi-2", "jais", "trillion", "granite-docling", "gigachat", "mellum"),
+            *("modern-bert", "jina-v1-en", "jina-v2-es", "jina-v2-de", "jina-v2-code", "roberta-bpe"),
+            *("a.x-4.0", "exaone4"),
+        ),
+    ),
+    PreTokenizer(
+        "llama-bpe",
+        (_LLAMA3,),
+        ignore_merges=True,
+        aliases=("falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "glm4"),
+    ),
+    PreTokenizer("smaug-bpe", (_LLAMA3,), aliases=("dbrx", "chatglm-bpe")),
+    PreTokenizer(
+        "qwen2",
+        (_QWEN2,),
+        aliases=(
+            *("stablelm2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "hunyuan", "solar-open"),
+            *("grok-2", "bailingmoe", "bailingmoe2"),
+        ),
+    ),
     PreTokenizer("qwen35", (_QWEN35,)),
     PreTokenizer("tekken", (_TEKKEN,), ignore_merges=True),
-    PreTokenizer("gpt-4o", (_GPT4O,)),
-    PreTokenizer("deepseek-v3", (r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK3)),
+    PreTokenizer("gpt-4o", (_GPT4O,), aliases=("llama4", "kanana2", "talkie", "minimax-m2")),
     PreTokenizer(
-        "deepseek-llm", (r"[\r\n]", _LATIN_AND_KIN, r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", _HAN, r"\p{N}+")
+        "deepseek-v3",
+        (r"\p{N}{1,3}", "[一-龥\u3040-ゟ゠-ヿ]+", _DEEPSEEK3),
+        aliases=("hunyuan-dense", "joyai-llm", "hy_v4"),
+    ),
+    PreTokenizer(
+        "deepseek-llm",
+        (r"[\r\n]", _LATIN_AND_KIN, r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", _HAN, r"\p{N}+"),
     ),
     PreTokenizer("deepseek-coder", (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN, r"\p{N}")),
     PreTokenizer("falcon", (_PUNCTUATION_RUNS, _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
-    PreTokenizer("poro-chat", (r" ?[^(\s|[.,!?…。，、।۔،])]+",)),
-    PreTokenizer("viking", (r" ?[^(\s|[.,!?…。，、।۔،])]+", r"\p{N}")),
+    PreTokenizer("poro-chat", (_BLOOM,), aliases=("bloom", "gpt3-finnish")),
+    PreTokenizer("viking", (_BLOOM, r"\p{N}")),
 )
 
 
 def name_pre_tokenizer(tokenizer: Mapping[str, Any], reference: Any) -> tuple[str, tuple[str, ...]]:
     """Return llama.cpp's name for a byte-level tokenizer's pre-tokenizer, and warnings.
 
-    Tried in turn: llama.cpp's own hash of a check text, the definition itself, and how it cuts a text
-    made to tell pre-tokenizers apart. Raises TokenizerError when nothing known cuts alike.
+    The definition decides; where it is unknown, how it cuts a text made to tell pre-tokenizers apart.
+    llama.cpp's own hash of a check text chooses among names that mean the same, and speaks last: it does not
+    see all of the definition (Llama 3 without its bos hashes as another model). Raises TokenizerError.
     """
     ids = reference.encode(CHECK_TEXT).ids
-    if by_hash := NAME_OF_HASH.get(sha256(str(ids).encode()).hexdigest()):
-        return by_hash, ()
-    ignore_merges = tokenizer["model"].get("ignore_merges") is True
-    patterns = patterns_of(tokenizer.get("pre_tokenizer"))
+    by_hash = NAME_OF_HASH.get(sha256(str(ids).encode()).hexdigest())
+    definition = tokenizer.get("pre_tokenizer")
+    patterns = patterns_of(definition)
     alike = [known for known in KNOWN if known.patterns == patterns]
-    if alike:
-        return _choose(alike, ignore_merges)
-    pieces = cut(tokenizer.get("pre_tokenizer"), TELLING_TEXT)
-    alike = [known for known in KNOWN if cut(_as_json(known), TELLING_TEXT) == pieces]
+    spelled_anew = not alike
+    if spelled_anew:
+        if by_hash:
+            return by_hash, ()
+        pieces = cut(definition, TELLING_TEXT)
+        alike = [known for known in KNOWN if cut(_as_json(known), TELLING_TEXT) == pieces]
     if not alike:
         raise TokenizerError(
             "the pre-tokenizer in tokenizer.json is none that llama.cpp is known to have; if you know which one "
             f"it is, pass --pre-tokenizer NAME, with one of: {', '.join(NAMES)}"
         )
-    name, warnings = _choose(alike, ignore_merges)
-    return name, (*warnings, f"the pre-tokenizer is spelled in a new way, but cuts a test text as {name} does")
+    chosen, warnings = _choose(alike, tokenizer["model"].get("ignore_merges") is True)
+    if spelled_anew:
+        warnings += (f"the pre-tokenizer is spelled in a new way, but cuts a test text as {chosen.name} does",)
+    return (by_hash if by_hash in chosen.aliases else chosen.name), warnings
 
 
 def check_name(name: str) -> str:
@@ -103,12 +143,12 @@ def check_name(name: str) -> str:
     return name
 
 
-def _choose(alike: list[PreTokenizer], ignore_merges: bool) -> tuple[str, tuple[str, ...]]:
+def _choose(alike: list[PreTokenizer], ignore_merges: bool) -> tuple[PreTokenizer, tuple[str, ...]]:
     for known in alike:
         if known.ignore_merges == ignore_merges:
-            return known.name, ()
+            return known, ()
     what = "keeps whole words of the vocabulary" if ignore_merges else "merges every word from its letters"
-    return alike[0].name, (f"this tokenizer {what}, llama.cpp's {alike[0].name} does not: rare words may differ",)
+    return alike[0], (f"this tokenizer {what}, llama.cpp's {alike[0].name} does not: rare words may differ",)
 
 
 def patterns_of(pre_tokenizer: Any) -> tuple[str, ...] | None:
