@@ -66,6 +66,7 @@ def convert(
     from ..formats.partial import Output, split_output
     from ..formats.write import write
     from ..quantize.encode import Encoder
+    from ..runner.threads import best_thread_count
     from .models import resolve_source
     from .outputs import describe_output, print_output, print_tensors
     from .plans import check_finished, parse_size, plan_of
@@ -95,8 +96,8 @@ def convert(
         written = write(
             plan,
             [output],
-            Encoder(plan),
-            n_threads=threads or default_threads(),
+            Encoder(),
+            n_threads=threads or best_thread_count(),
             force=force,
             allow_nonfinite=allow_nonfinite,
             advance=bar.update,
@@ -109,10 +110,3 @@ def convert(
         emit_json({"outputs": [report], "seconds": round(seconds, 3), "ignored": dict(plan.ignored)})
     else:
         print_output(report, entries, seconds)
-
-
-def default_threads() -> int:
-    """Return one thread per core that this process may use."""
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

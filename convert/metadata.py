@@ -91,9 +91,9 @@ def _add_hyper_parameters(writer: GGUFWriter, config: ModelConfig, architecture:
     if config.n_expert:
         writer.add_expert_count(config.n_expert)
         writer.add_expert_used_count(config.n_expert_used)
-    if config.head_dim:
-        writer.add_key_length(config.head_dim)
-        writer.add_value_length(config.head_dim)
+    if config.stated_head_dim:
+        writer.add_key_length(config.stated_head_dim)
+        writer.add_value_length(config.stated_head_dim)
     writer.add_file_type(0)
 
 

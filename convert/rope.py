@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from gguf.constants import Keys, RopeScalingType
 
-from ..formats.config import ModelConfig
+from ..formats.config import ModelConfig, positive_number
 from ..formats.errors import CheckpointError
 
 Number = float | int
@@ -15,16 +15,19 @@ Number = float | int
 def rope_factors(config: ModelConfig) -> np.ndarray | None:
     """Return Llama 3's divisors of the frequencies, float32 [head_dim / 2], or None for other kinds.
 
-    Source: LlamaModel.generate_extra_tensors in llama.cpp's conversion/llama.py.
+    Source: LlamaModel.generate_extra_tensors in llama.cpp's conversion/llama.py. Raises CheckpointError for
+    numbers that cannot be.
     """
-    rope = config.rope
-    if str(rope.get("rope_type", "")).lower() != "llama3":
+    if _kind(config) != "llama3":
         return None
     head = config.n_embd_head
     exponents = np.arange(0, head, 2, dtype=np.float32) / np.float32(head)
-    frequencies = np.float32(1) / np.power(np.float32(rope.get("rope_theta", 10000.0)), exponents)
-    factor, context = rope.get("factor", 8.0), rope.get("original_max_position_embeddings", 8192)
-    low, high = rope.get("low_freq_factor", 1.0), rope.get("high_freq_factor", 4.0)
+    frequencies = np.float32(1) / np.power(np.float32(config.rope.get("rope_theta", 10000.0)), exponents)
+    factor = _number(config, "factor", default=8.0)
+    context = _number(config, "original_max_position_embeddings", default=8192)
+    low, high = _number(config, "low_freq_factor", default=1.0), _number(config, "high_freq_factor", default=4.0)
+    if low >= high:
+        raise CheckpointError(f"config.json: low_freq_factor {low} is not below high_freq_factor {high}")
     factors = []
     for frequency in frequencies:
         wavelength = np.float32(2 * math.pi) / frequency
@@ -43,34 +46,40 @@ def rope_fields(config: ModelConfig, arch: str) -> Iterator[tuple[str, str | Num
 
     Source: TextModel.set_gguf_parameters in llama.cpp's conversion/base.py.
     """
-    rope = config.rope
-    kind, factor = str(rope.get("rope_type") or "default").lower(), rope.get("factor")
-    keys = Keys.Rope
-    if kind in ("linear", "yarn") and factor is not None:
+    kind, keys = _kind(config), Keys.Rope
+    if kind in ("linear", "yarn"):
         yield keys.SCALING_TYPE.format(arch=arch), RopeScalingType(kind).value
-        yield keys.SCALING_FACTOR.format(arch=arch), float(factor)
+        yield keys.SCALING_FACTOR.format(arch=arch), _number(config, "factor")
         if kind == "yarn":
             yield from _yarn_fields(config, arch)
     elif kind in ("su", "longrope"):
         yield keys.SCALING_TYPE.format(arch=arch), RopeScalingType.LONGROPE.value
-    elif kind not in ("default", "llama3", "dynamic", "linear", "yarn"):
-        raise CheckpointError(f"config.json: rope_type {rope.get('rope_type')!r} is not supported")
-    if rope.get("rope_theta") is not None:
-        yield keys.FREQ_BASE.format(arch=arch), float(rope["rope_theta"])
+    elif kind not in ("default", "llama3", "dynamic"):
+        raise CheckpointError(f"config.json: rope_type {config.rope.get('rope_type')!r} is not supported")
+    if "rope_theta" in config.rope:
+        yield keys.FREQ_BASE.format(arch=arch), config.rope["rope_theta"]
 
 
 def _yarn_fields(config: ModelConfig, arch: str) -> Iterator[tuple[str, Number]]:
-    rope, keys = config.rope, Keys.Rope
-    context = rope.get("original_max_position_embeddings")
-    if context is None:
-        raise CheckpointError("config.json: a yarn scaling without original_max_position_embeddings; add it")
-    yield keys.SCALING_ORIG_CTX_LEN.format(arch=arch), int(context)
+    keys = Keys.Rope
+    yield keys.SCALING_ORIG_CTX_LEN.format(arch=arch), int(_number(config, "original_max_position_embeddings"))
     for key, *names in (
         (keys.SCALING_YARN_EXT_FACTOR, "extrapolation_factor"),
         (keys.SCALING_YARN_ATTN_FACTOR, "attention_factor", "attn_factor"),
         (keys.SCALING_YARN_BETA_FAST, "beta_fast"),
         (keys.SCALING_YARN_BETA_SLOW, "beta_slow"),
     ):
-        value = next((rope[name] for name in names if rope.get(name) is not None), None)
-        if value is not None:
-            yield key.format(arch=arch), float(value)
+        name = next((name for name in names if config.rope.get(name) is not None), None)
+        if name is not None:
+            yield key.format(arch=arch), _number(config, name)
+
+
+def _kind(config: ModelConfig) -> str:
+    return str(config.rope.get("rope_type") or "default").lower()
+
+
+def _number(config: ModelConfig, name: str, default: float | None = None) -> float:
+    value = config.rope.get(name, default)
+    if value is None:
+        raise CheckpointError(f"config.json: a {_kind(config)} scaling of rope without {name}; add it")
+    return positive_number(value, name, "config.json")

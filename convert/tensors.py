@@ -153,17 +153,25 @@ def _plan_layer(gatherer: _Gatherer, layer: int) -> Iterator[PlannedTensor]:
         for rule in architecture.dense:
             yield from gatherer.single(rule, layer)
         return
-    found = count_experts(gatherer.tensors, architecture.experts, layer)
-    if found > config.n_expert:
-        raise CheckpointError(
-            f"layer {layer} has {found} experts, config.json says num_local_experts {config.n_expert}; correct it"
-        )
+    _check_count(gatherer, layer)
     for rule in architecture.router:
         yield from gatherer.single(rule, layer)
     for matrix in architecture.experts:
         yield gatherer.stacked(matrix, layer)
     for rule in architecture.shared:
         yield from gatherer.single(rule, layer)
+
+
+def _check_count(gatherer: _Gatherer, layer: int) -> None:
+    """Demand as many experts as config.json says: more matrices, or a router of another size, are a wrong config."""
+    architecture, n_expert = gatherer.architecture, gatherer.config.n_expert
+    found = count_experts(gatherer.tensors, architecture.experts, layer)
+    routers = [gatherer.tensors.get(name.format(layer=layer)) for rule in architecture.router for name in rule.hf_names]
+    rows = next((router.shape[0] for router in routers if router and router.shape), n_expert)
+    if found > n_expert or rows != n_expert:
+        raise CheckpointError(
+            f"layer {layer} has {max(found, rows)} experts, config.json says num_local_experts {n_expert}; correct it"
+        )
 
 
 def _leftovers(gatherer: _Gatherer) -> dict[str, str]:

@@ -10,6 +10,9 @@ from typing import Any
 from .errors import CheckpointError
 
 LARGEST = 2**31 - 1
+LARGEST_F32, SMALLEST_F32 = 3.4e38, 1.2e-38
+# transformers fills in the width of a head for these when config.json leaves it out.
+HEAD_DIM_FILLED_IN = ("LlamaForCausalLM", "MistralForCausalLM")
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class ModelConfig:
     n_expert_shared: int
     n_layer_dense: int
     norm_topk_prob: bool | None
+
+    @property
+    def stated_head_dim(self) -> int | None:
+        """Width of a head where config.json, or transformers in its place, states it."""
+        return self.n_embd_head if self.head_dim or self.hf_architecture in HEAD_DIM_FILLED_IN else None
 
     @property
     def n_embd_head(self) -> int:
@@ -72,9 +80,15 @@ class _Keys:
         name, value = self.first(*names)
         if value is None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise CheckpointError(f"{self.where}: {name} is {value!r}, not a positive number")
-        return float(value)
+        return positive_number(value, name, self.where)
+
+
+def positive_number(value: Any, name: str, where: str) -> float:
+    """Return a number that float32 can hold. Raises CheckpointError naming the key."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not SMALLEST_F32 <= value <= LARGEST_F32:
+        shown = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else "an enormous integer"
+        raise CheckpointError(f"{where}: {name} is {shown}, not a positive number that float32 can hold")
+    return float(value)
 
 
 def read_config(config: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
@@ -108,6 +122,11 @@ def read_config(config: Mapping[str, Any], where: str = "config.json") -> ModelC
 
 
 def _architecture(config: Mapping[str, Any], where: str) -> str:
+    activation = config.get("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise CheckpointError(
+            f"{where}: hidden_act is {activation!r}; llama.cpp computes these families with silu only"
+        )
     names = config.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise CheckpointError(f'{where}: architectures is {names!r}; it should name one, as ["MixtralForCausalLM"]')
@@ -127,9 +146,8 @@ def _rope(config: Mapping[str, Any], where: str) -> dict[str, Any]:
             rope[key] = config[key]
     if "rope_type" not in rope and "type" in rope:
         rope["rope_type"] = rope["type"]
-    theta = rope.get("rope_theta")
-    if theta is not None and (isinstance(theta, bool) or not isinstance(theta, int | float) or theta <= 0):
-        raise CheckpointError(f"{where}: rope_theta is {theta!r}, not a positive number")
+    if "rope_theta" in rope:
+        rope["rope_theta"] = positive_number(rope["rope_theta"], "rope_theta", where)
     return rope
 
 

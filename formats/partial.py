@@ -190,8 +190,16 @@ def check_outputs(outputs: Iterable[Output], inputs: Iterable[str]) -> None:
             seen.add(path.resolve())
             if path.is_dir():
                 raise OutputError(f"{path}: is a folder")
+            if path.is_file() and not _may_be_replaced(path):
+                raise OutputError(f"{path}: exists and is no GGUF file; choose another name")
             if not path.parent.is_dir():
                 raise OutputError(f"{path.parent}: no such folder; create it first")
+
+
+def _may_be_replaced(path: Path) -> bool:
+    """Tell whether a file is GGUF or empty: nothing else is ever overwritten, even with --force."""
+    with open(path, "rb") as file:
+        return file.read(4) in (b"GGUF", b"")
 
 
 def check_space(partials: Sequence[PartialOutput]) -> None:

@@ -5,14 +5,15 @@ library compiled with other arithmetic), that type falls back to it, and `fallen
 """
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType
 
 from ..formats.floats import widen
-from ..formats.plan import Plan, PlannedTensor
-from .ggml import dequantize, quantize_chunk
+from ..formats.plan import PlannedTensor
+from .ggml import dequantize, quantize_chunk, row_bytes
 
 CHECKED_WEIGHTS = 16384
 Importance = Callable[[PlannedTensor], np.ndarray | None]
@@ -22,26 +23,40 @@ class Encoder:
     """Encodes slabs for `formats.write`; safe to call from several threads.
 
     `importance(tensor)` gives float32 [n_expert, row_length] (one row for a matrix without experts) or None.
+    With `measure`, `errors` holds per (tensor, type) the sums of squared errors and of squares.
     """
 
-    def __init__(self, plan: Plan, importance: Importance | None = None) -> None:
-        self.plan = plan
+    def __init__(self, importance: Importance | None = None, measure: bool = False) -> None:
         self.importance = importance or (lambda _: None)
+        self.measure = measure
         self.fallen_back: set[GGMLQuantizationType] = set()
+        self.errors: dict[tuple[str, GGMLQuantizationType], np.ndarray] = defaultdict(lambda: np.zeros(2))
         self._trusted: dict[tuple[str, GGMLQuantizationType], bool] = {}
         self._weights: dict[str, np.ndarray | None] = {}
         self._lock = threading.Lock()
 
     def __call__(self, tensor: PlannedTensor, row: int, rows: np.ndarray, qtype: GGMLQuantizationType) -> np.ndarray:
         """Return rows [row, row + n) of a tensor as uint8 [n, row_bytes] of `qtype`."""
-        from .kernels import encode, has_kernel
-
         if rows.dtype == np.uint8:
             rows = dequantize(GGMLQuantizationType[tensor.source_type], rows)
+        encoded = self._encode(tensor, row, rows, qtype)
+        if self.measure:
+            wide = widen(rows)
+            off = dequantize(qtype, encoded) - wide
+            sums = np.array([np.vdot(off, off), np.vdot(wide, wide)], np.float64)
+            with self._lock:
+                self.errors[tensor.name, qtype] += sums
+        return encoded
+
+    def _encode(self, tensor: PlannedTensor, row: int, rows: np.ndarray, qtype: GGMLQuantizationType) -> np.ndarray:
+        from .kernels import encode, has_kernel
+
         weights = self._importance_of(tensor, row)
         if rows.dtype == np.float64 or not has_kernel(qtype) or not self._trust(tensor, rows, qtype, weights):
             return quantize_chunk(qtype, widen(rows), weights)
-        return encode(qtype, rows, weights)
+        encoded = np.empty((len(rows), row_bytes(qtype, tensor.row_length)), np.uint8)
+        encode(qtype, rows, encoded, weights)
+        return encoded
 
     def _importance_of(self, tensor: PlannedTensor, row: int) -> np.ndarray | None:
         with self._lock:

@@ -1,0 +1,189 @@
+"""What `moe-gguf quantize` is asked to do, resolved: the plan, its outputs, and what is said of them at the end."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from ..formats.errors import PlanError
+from ..formats.gguf_file import read_gguf
+from ..formats.gguf_source import plan_from_gguf
+from ..formats.naming import output_path
+from ..formats.partial import Output, split_output
+from ..formats.plan import Plan, PlannedTensor
+from ..quantize.choices import RecipeOptions
+from ..quantize.encode import Encoder
+from ..quantize.file_types import parse_file_type
+from ..quantize.imatrix import Imatrix, load_imatrix
+from ..quantize.overrides import parse_kv_override
+from ..quantize.pruning import parse_layers
+from ..quantize.roles import role_of
+from ..quantize.tensor_types import parse_tensor_type, parse_tensor_type_option
+from ..quantize.variants import StoredType, Variant, parse_types, plan_variants, stored_in_source
+from .models import SourceKind, resolve_source
+from .outputs import describe_output, print_output, print_tensors
+from .plans import parse_size, plan_of
+from .terminal import emit_json, say
+
+
+@dataclass(frozen=True)
+class Job:
+    """One pass: a plan, and the variants and outputs made of it, in the same order."""
+
+    name: str
+    plan: Plan
+    variants: list[Variant]
+    outputs: list[Output]
+    imatrix: Imatrix | None
+    tokenizer: Path | None
+
+    @classmethod
+    def of(cls, source: str | None, options: Mapping[str, Any]) -> "Job":
+        """Resolve the command line; reads headers only. Raises MoeGgufError for what cannot be done."""
+        file_types = parse_types(options["types"], parse_file_type)
+        if options["keep_split"] and options["split_max_size"]:
+            raise PlanError("--keep-split and --split-max-size exclude each other")
+        name, plan, stored, folder, tokenizer, groups = _open(source, options)
+        imatrix = load_imatrix(options["imatrix"]) if options["imatrix"] else None
+        overrides = [parse_kv_override(text) for text in options["override_kv"]]
+        plan, variants = plan_variants(plan, stored, file_types, recipe_options(options), imatrix, overrides)
+        label = f"{options['imatrix'].resolve()} {options['imatrix'].stat()}" if imatrix else ""
+        paths = _paths(variants, options["outfile"], folder)
+        outputs = [variant.output(path, label) for variant, path in zip(variants, paths, strict=True)]
+        if options["split_max_size"]:
+            outputs = [split_output(output, parse_size(options["split_max_size"])) for output in outputs]
+        elif options["keep_split"]:
+            outputs = [_split_alike(output, groups) for output in outputs]
+        return cls(name, plan, variants, outputs, imatrix, tokenizer)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know before anything is written."""
+        return (*self.plan.warnings, *(self.imatrix.warnings if self.imatrix else ()))
+
+    @property
+    def importance(self) -> Callable[[PlannedTensor], np.ndarray | None] | None:
+        """The imatrix by tensor, under the names that its source has."""
+        if self.imatrix is None:
+            return None
+        names = {choice.name: choice.source_name for choice in self.variants[0].choices}
+        matrix = self.imatrix
+        return lambda tensor: matrix.for_tensor(names[tensor.name], tensor.shape)
+
+
+def recipe_options(options: Mapping[str, Any]) -> RecipeOptions:
+    """Return what the user overrides of a recipe."""
+
+    def named(key: str) -> Any:
+        return parse_tensor_type(options[key]) if options[key] else None
+
+    return RecipeOptions(
+        tensor_types=tuple(parse_tensor_type_option(text) for text in options["tensor_type"]),
+        output_tensor_type=named("output_tensor_type"),
+        token_embedding_type=named("token_embedding_type"),
+        leave_output_tensor=options["leave_output_tensor"],
+        pure=options["pure"],
+        allow_requantize=options["allow_requantize"],
+        prune_layers=parse_layers(options["prune_layers"]) if options["prune_layers"] else (),
+        keep_order=options["keep_split"],
+    )
+
+
+def _open(
+    source: str | None, options: Mapping[str, Any]
+) -> tuple[str, Plan, StoredType, Path, Path | None, list[set[str]]]:
+    """Return name, plan, stored types, default folder, tokenizer's folder, and the tensors of each source shard."""
+    resolved = resolve_source(source)
+    if resolved.kind is SourceKind.GGUF and resolved.path:
+        file = read_gguf(resolved.path)
+        groups = [{t.name for t in file.tensors.values() if t.path == shard} for shard in file.shards]
+        folder = resolved.output or resolved.path.parent
+        return resolved.name, plan_from_gguf(file), stored_in_source, folder, None, groups
+    from ..convert.outtype import resolve_outtype, stored_type
+
+    if options["keep_split"]:
+        raise PlanError("--keep-split goes with a split GGUF; for a checkpoint use --split-max-size")
+    planned = plan_of(resolved, pre_tokenizer=options["pre_tokenizer"], gates=options["gates"])
+    outtype = resolve_outtype(planned.plan, "auto")
+    return (
+        planned.name,
+        planned.plan,
+        lambda tensor: stored_type(tensor, outtype),
+        planned.folder,
+        planned.tokenizer,
+        [],
+    )
+
+
+def _paths(variants: Sequence[Variant], outfile: Path | None, folder: Path) -> list[Path]:
+    if len(variants) > 1 and outfile is not None and not outfile.is_dir():
+        if outfile.suffix == ".gguf" or outfile.exists():
+            raise PlanError(f"{outfile}: {len(variants)} types go into a folder; name one with --outfile")
+        outfile.mkdir(parents=True)
+    return [output_path(variant.fields, variant.file_type.name, outfile, folder) for variant in variants]
+
+
+def _split_alike(output: Output, groups: Sequence[set[str]]) -> Output:
+    if len(groups) < 2:
+        return output
+    by_shard = tuple(tuple(entry for entry in output.entries if entry.name in names) for names in groups)
+    if sum(len(group) for group in by_shard) != len(output.entries):
+        raise PlanError("--keep-split cannot follow tensors that are stacked or renamed; use --split-max-size")
+    return replace(output, groups=by_shard)
+
+
+def warm_up(job: Job) -> None:
+    """Compile the kernels that the job needs, saying so when it takes a while."""
+    from ..quantize.kernels import has_kernel
+    from ..quantize.kernels import warm_up as compile_kernels
+
+    types = {choice.qtype for variant in job.variants for choice in variant.choices if choice.converts}
+    compile_kernels([qtype for qtype in types if has_kernel(qtype)], job.imatrix is not None, say)
+
+
+def report_of(job: Job, encoder: Encoder | None = None, seconds: float | None = None) -> dict[str, Any]:
+    """Return the stable JSON of the run (docs/quantize.md)."""
+    outputs = []
+    for variant, output in zip(job.variants, job.outputs, strict=True):
+        report = describe_output(output, variant.file_type.name)
+        report["fallbacks"] = [
+            {"name": choice.name, "wanted": choice.wanted.name, "type": choice.qtype.name}
+            for choice in variant.choices
+            if choice.fell_back
+        ]
+        if encoder and encoder.measure:
+            report["errors"] = relative_errors(variant, encoder)
+        outputs.append(report)
+    report = {"outputs": outputs}
+    return {**report, "dry_run": True} if seconds is None else {**report, "seconds": round(seconds, 3)}
+
+
+def relative_errors(variant: Variant, encoder: Encoder) -> dict[str, float]:
+    """Return per role the root of the squared error over the squared weights."""
+    sums: dict[str, np.ndarray] = {}
+    for choice in variant.choices:
+        key = (choice.name, choice.qtype)
+        if key in encoder.errors:
+            role = role_of(choice.name).value
+            sums[role] = sums.get(role, np.zeros(2)) + encoder.errors[key]
+    return {role: float(np.sqrt(error / max(square, 1e-300))) for role, (error, square) in sums.items()}
+
+
+def show(report: Mapping[str, Any], job: Job, options: Mapping[str, Any]) -> None:
+    """Print the report as JSON, or as a few lines per output."""
+    if options["as_json"]:
+        emit_json(report)
+        return
+    for described, output in zip(report["outputs"], job.outputs, strict=True):
+        print_output(described, output.entries)
+        for fallback in described["fallbacks"]:
+            click.echo(f"  {fallback['name']}: {fallback['type']}, its rows do not fit {fallback['wanted']}")
+        for role, error in described.get("errors", {}).items():
+            click.echo(f"  relative error of {role}: {error:.4f}")
+        if options["dry_run"]:
+            print_tensors(output.entries)
+    if "seconds" in report:
+        say(f"{len(job.outputs)} files in {report['seconds']:.1f} s")
