@@ -1,7 +1,6 @@
 """Writes GGUF files that have a header and no weights: sparse files of any family, for recipes and dry runs."""
 
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import gguf
@@ -83,12 +82,24 @@ def _attention(shape: Shape) -> list[tuple[str, tuple[int, ...]]]:
     return rows
 
 
-def write_header(path: Path, shape: Shape, tensors: list[TensorShape] | None = None) -> Path:
-    """Write the file: a true header, then as many bytes as the weights would take, none of them on the disk."""
+def write_header(
+    path: Path,
+    shape: Shape,
+    tensors: list[TensorShape] | None = None,
+    split: tuple[int, int, int] | None = None,
+) -> Path:
+    """Write the file: a true header, then as many bytes as the weights would take, none of them on the disk.
+
+    `split` is a shard's number from 0, the number of shards and that of all tensors.
+    """
     tensors = tensors_of(shape) if tensors is None else tensors
     writer = gguf.GGUFWriter(path, shape.family)
     writer.add_file_type(int(gguf.LlamaFileType.MOSTLY_BF16))
-    _add_hyper_parameters(writer, shape)
+    hyper_parameters(writer, shape)
+    if split:
+        writer.add_uint16(gguf.Keys.Split.LLM_KV_SPLIT_NO, split[0])
+        writer.add_uint16(gguf.Keys.Split.LLM_KV_SPLIT_COUNT, split[1])
+        writer.add_int32(gguf.Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, split[2])
     for tensor in tensors:
         size = tensor_bytes(tensor.shape, tensor.qtype)
         storage = np.dtype(np.uint8)
@@ -106,7 +117,8 @@ def write_header(path: Path, shape: Shape, tensors: list[TensorShape] | None = N
     return path
 
 
-def _add_hyper_parameters(writer: gguf.GGUFWriter, shape: Shape) -> None:
+def hyper_parameters(writer: gguf.GGUFWriter, shape: Shape) -> None:
+    """Add the keys that llama.cpp needs to know the sizes of a model."""
     writer.add_block_count(shape.n_layer)
     writer.add_context_length(512)
     writer.add_embedding_length(shape.n_embd)
@@ -125,11 +137,7 @@ def _add_hyper_parameters(writer: gguf.GGUFWriter, shape: Shape) -> None:
         writer.add_expert_shared_count(1)
         writer.add_expert_weights_scale(1.0)
         writer.add_expert_weights_norm(False)
+        writer.add_q_lora_rank(128)
         writer.add_kv_lora_rank(256)
         writer.add_rope_dimension_count(64)
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SOFTMAX)
-
-
-def n_weights(tensors: list[TensorShape]) -> int:
-    """Count all weights."""
-    return sum(prod(tensor.shape) for tensor in tensors)

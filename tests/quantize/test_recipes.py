@@ -1,0 +1,348 @@
+"""Our choice of tensor types against llama.cpp's own dry run, over file types, models and options."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from moe_gguf.formats.errors import ImatrixError, PlanError
+from moe_gguf.formats.gguf_file import GgufFile, read_gguf
+from moe_gguf.quantize import ggml
+from moe_gguf.quantize.choices import RecipeOptions, TypeChoice
+from moe_gguf.quantize.facts import ModelFacts, facts_of
+from moe_gguf.quantize.fallback import fitting_type
+from moe_gguf.quantize.file_types import FILE_TYPES, FileType, parse_file_type
+from moe_gguf.quantize.overrides import KvOverride, apply_kv_overrides
+from moe_gguf.quantize.pruning import parse_layers, prune, writing_order
+from moe_gguf.quantize.recipes import choose_types, plan_types
+from moe_gguf.quantize.refusals import ENCODER_NEEDS_IMATRIX, needs_imatrix
+from moe_gguf.quantize.stock import StockJob, StockLog, run_stock
+from moe_gguf.quantize.tensor_types import TensorShape, parse_tensor_type_option
+
+from .gguf_headers import Shape, tensors_of, write_header
+
+T = GGMLQuantizationType
+
+# Together these take every branch of the policy: expert counts, depths, head sharing, tying, odd rows, families.
+SHAPES = (
+    Shape(n_expert=4),
+    Shape(n_expert=8, n_layer=32),
+    Shape(n_expert=8, n_layer=7, n_head_kv=8, tied=True),
+    Shape(n_expert=1, n_layer=5, n_head_kv=4),
+    Shape(n_expert=2, n_layer=17, n_head_kv=4, n_embd=576, n_ff=1536, tied=True),
+    Shape(n_expert=3, n_layer=16, n_embd=576),
+    Shape(n_expert=16, n_layer=40, n_head_kv=8),
+    Shape(n_expert=4, n_layer=9, n_ff=592),
+    Shape(n_expert=4, n_layer=3, n_embd=592, n_ff=592),
+    Shape(n_expert=0, n_layer=80, n_head_kv=1),
+    Shape(family="qwen2moe", n_expert=4, n_layer=24, n_head_kv=8, n_ff=1408),
+    Shape(family="qwen3moe", n_expert=8, n_layer=12, n_head_kv=1, n_ff=768),
+    Shape(family="deepseek", n_expert=4, n_layer=28, n_head_kv=8, n_ff=1408),
+    Shape(family="deepseek2", n_expert=16, n_layer=27, n_head_kv=8, n_ff=1408),
+    Shape(family="falcon", n_expert=0, n_layer=33, n_head_kv=1),
+)
+
+# llama.cpp looks at no value in a dry run, only at whether there is an importance matrix.
+SOME_IMATRIX = {"blk.0.ffn_up_exps.weight": np.ones(8, np.float32)}
+
+
+def dry_run(path: Path, file_type: FileType, options: RecipeOptions, has_imatrix: bool, **more: object) -> StockLog:
+    """Ask llama.cpp what it would do."""
+    job = StockJob(
+        source=str(path),
+        target="",
+        ftype=file_type.ftype,
+        only_copy=file_type.qtype is None,
+        n_threads=1,
+        imatrix=SOME_IMATRIX if has_imatrix else None,
+        tensor_types=options.tensor_types,
+        output_tensor_type=options.output_tensor_type,
+        token_embedding_type=options.token_embedding_type,
+        leave_output_tensor=options.leave_output_tensor,
+        pure=options.pure,
+        prune_layers=options.prune_layers,
+        keep_split=options.keep_order,
+        dry_run=True,
+    )
+    return run_stock(replace(job, **more))
+
+
+def compare(
+    file: GgufFile, facts: ModelFacts, file_type: FileType, options: RecipeOptions, has_imatrix: bool
+) -> list[TypeChoice]:
+    """Assert that both choose the same: types, order, fallbacks, sizes, the need of a matrix, and refusals."""
+    theirs = dry_run(file.path, file_type, options, has_imatrix)
+    tensors = list(file.tensors.values())
+    if theirs.error:
+        assert "no tensor type fallback" in theirs.error
+        with pytest.raises(PlanError, match="nothing replaces that type"):
+            plan_types(facts, tensors, file_type, options, has_imatrix)
+        return []
+    ours = plan_types(facts, tensors, file_type, options, has_imatrix)
+    assert [(c.name, c.qtype) for c in ours] == [(t.name, t.qtype) for t in theirs.tensors]
+    assert {c.name: c.wanted for c in ours if c.fell_back} == theirs.fallbacks
+    if not has_imatrix:
+        assert any(needs_imatrix(c, file_type.name) for c in ours) == theirs.needs_imatrix
+    return ours
+
+
+def compare_all(path: Path, shape: Shape) -> int:
+    """Compare every file type on one model, with and without a matrix; return how many plans were compared."""
+    file = read_gguf(write_header(path, shape))
+    facts = facts_of(file.metadata, file.tensors)
+    plans = [
+        compare(file, facts, file_type, RecipeOptions(), has_imatrix)
+        for file_type, has_imatrix in product(FILE_TYPES, (False, True))
+    ]
+    return len(plans)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s.family}-{s.n_expert}x{s.n_layer}-{s.n_embd}-{s.n_ff}")
+def test_every_file_type_is_chosen_as_llamacpp_does(tmp_path: Path, shape: Shape) -> None:
+    assert compare_all(tmp_path / "header.gguf", shape) == 2 * len(FILE_TYPES)
+
+
+def full_grid() -> Iterator[Shape]:
+    """Yield the models of the full grid."""
+    experts, depths, shared = (1, 2, 3, 4, 8, 16), (2, 5, 8, 16, 27, 32, 56, 80), (1, 2, 4, 8)
+    rows = ((512, 1024), (576, 1536), (512, 592), (592, 1024))
+    for i, (n_expert, n_layer, n_head_kv) in enumerate(product(experts, depths, shared)):
+        n_embd, n_ff = rows[i * 7 // 4 % len(rows)]
+        yield Shape("llama", n_layer, n_expert, 8, n_head_kv, n_embd, n_ff, 320, tied=i % 3 == 0)
+    for family, n_layer, n_head_kv in product(("qwen2moe", "qwen3moe", "deepseek", "deepseek2"), (3, 24, 61), (1, 8)):
+        yield Shape(family, n_layer, 8, 8, n_head_kv, 512, 1408)
+    for family, n_layer in product(("llama", "qwen2", "falcon"), (2, 32, 80)):
+        yield Shape(family, n_layer, 0, 8, 1, 512, 1408)
+
+
+@pytest.mark.slow
+def test_the_full_grid(tmp_path: Path) -> None:
+    for number, shape in enumerate(full_grid()):
+        path = tmp_path / f"{number}.gguf"
+        compare_all(path, shape)
+        path.unlink()
+
+
+OPTIONS = {
+    "pure": RecipeOptions(pure=True),
+    "leave": RecipeOptions(leave_output_tensor=True),
+    "output": RecipeOptions(output_tensor_type=T.F32),
+    "embedding": RecipeOptions(token_embedding_type=T.Q4_0),
+    "pattern": RecipeOptions(tensor_types=((r"ffn_(up|gate)", T.IQ4_NL), ("attn_v", T.BF16), ("attn", T.Q6_K))),
+    "skips a counter": RecipeOptions(tensor_types=((r"blk\.[0-2]\.attn_v", T.Q8_0),)),
+    "names the output": RecipeOptions(tensor_types=(("output", T.Q3_K), ("token", T.F16)), output_tensor_type=T.Q8_0),
+    "pruned": RecipeOptions(prune_layers=(0, 3, 4)),
+    "everything": RecipeOptions(
+        tensor_types=(("down", T.Q5_1),), output_tensor_type=T.Q8_0, token_embedding_type=T.Q8_0, prune_layers=(2,)
+    ),
+}
+SOME_TYPES = ("F16", "Q8_0", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q2_K", "IQ3_XXS", "IQ2_M", "MXFP4_MOE", "Q4_0", "COPY")
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("tied", [False, True])
+def test_options_mean_what_they_mean_to_llamacpp(tmp_path: Path, name: str, tied: bool) -> None:
+    shape = Shape(n_layer=9, n_expert=4, tied=tied, n_embd=576)
+    file = read_gguf(write_header(tmp_path / "header.gguf", shape))
+    facts = facts_of(file.metadata, file.tensors)
+    for type_name, has_imatrix in product(SOME_TYPES, (False, True)):
+        assert compare(file, facts, parse_file_type(type_name), OPTIONS[name], has_imatrix)
+
+
+def test_a_quantized_source_is_planned_like_any_other(tmp_path: Path) -> None:
+    shape = Shape(n_layer=3, n_expert=4)
+    file = read_gguf(write_header(tmp_path / "header.gguf", shape, tensors_of(shape, T.Q8_0)))
+    facts = facts_of(file.metadata, file.tensors)
+    for type_name in SOME_TYPES:
+        assert compare(file, facts, parse_file_type(type_name), RecipeOptions(), has_imatrix=True)
+
+
+def test_shards_keep_their_order(tmp_path: Path) -> None:
+    shape = Shape(n_layer=10, n_expert=4)
+    tensors = tensors_of(shape)
+    halves = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
+    for i, half in enumerate(halves):
+        split = (i, 2, len(tensors))
+        write_header(tmp_path / f"model-{i + 1:05}-of-00002.gguf", shape, half, split)
+    file = read_gguf(tmp_path / "model-00001-of-00002.gguf")
+    facts = facts_of(file.metadata, file.tensors)
+    for type_name, keep_order in product(SOME_TYPES, (False, True)):
+        chosen = compare(file, facts, parse_file_type(type_name), RecipeOptions(keep_order=keep_order), True)
+        assert (chosen[0].name == tensors[0].name) == keep_order
+
+
+def test_an_override_of_the_experts_changes_the_recipe(tmp_path: Path) -> None:
+    file = read_gguf(write_header(tmp_path / "header.gguf", Shape(n_expert=4)))
+    overrides = [KvOverride("llama.expert_count", 8)]
+    fields = apply_kv_overrides(file.fields, overrides)
+    facts = facts_of({key: field.value for key, field in fields.items()}, file.tensors)
+    file_type = parse_file_type("Q4_K_M")
+    theirs = dry_run(file.path, file_type, RecipeOptions(), False, kv_overrides=overrides)
+    ours = choose_types(facts, list(file.tensors.values()), file_type)
+    assert {c.name: c.qtype for c in ours} == {t.name: t.qtype for t in theirs.tensors}
+    assert {c.qtype for c in ours if "attn_k.weight" in c.name} == {T.Q8_0}
+
+
+SHAPE_STRATEGY = st.builds(
+    Shape,
+    family=st.sampled_from(("llama", "qwen2moe", "qwen3moe", "deepseek2")),
+    n_layer=st.integers(2, 20),
+    n_expert=st.sampled_from((1, 2, 3, 4, 8, 16)),
+    n_head_kv=st.sampled_from((1, 2, 4, 8)),
+    n_embd=st.sampled_from((256, 512, 576, 800)),
+    n_ff=st.sampled_from((256, 320, 336, 1408)),
+    tied=st.booleans(),
+)
+OPTION_STRATEGY = st.builds(
+    RecipeOptions,
+    tensor_types=st.lists(
+        st.tuples(
+            st.sampled_from(("attn", r"blk\.[13]\.", "ffn_down", "token", "^output", "exps", "shexp", "kv_")),
+            st.sampled_from((T.F32, T.F16, T.Q8_0, T.Q4_1, T.Q6_K, T.Q2_K, T.IQ4_XS, T.IQ3_S, T.MXFP4)),
+        ),
+        max_size=3,
+    ).map(tuple),
+    output_tensor_type=st.none() | st.sampled_from((T.F32, T.Q8_0, T.BF16)),
+    token_embedding_type=st.none() | st.sampled_from((T.F16, T.Q8_0, T.Q5_0)),
+    leave_output_tensor=st.booleans(),
+    pure=st.booleans(),
+    prune_layers=st.sampled_from(((), (0,), (1,), (0, 1))),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(SHAPE_STRATEGY, OPTION_STRATEGY, st.sampled_from(FILE_TYPES), st.booleans())
+def test_any_options_on_any_model(
+    tmp_path: Path, shape: Shape, options: RecipeOptions, file_type: FileType, has_imatrix: bool
+) -> None:
+    if len(options.prune_layers) >= shape.n_layer:
+        options = replace(options, prune_layers=())
+    file = read_gguf(write_header(tmp_path / "header.gguf", shape))
+    compare(file, facts_of(file.metadata, file.tensors), file_type, options, has_imatrix)
+
+
+def choose(shape: Shape, type_name: str, options: RecipeOptions | None = None, has_imatrix: object = False) -> object:
+    """Choose types for a model that is not written anywhere."""
+    tensors = tensors_of(shape)
+    facts = ModelFacts(shape.family, shape.n_layer, shape.n_head, shape.n_head_kv, shape.n_expert, shape.tied)
+    return choose_types(facts, tensors, parse_file_type(type_name), options, has_imatrix)  # type: ignore[arg-type]
+
+
+def test_low_bit_types_ask_for_a_matrix_that_knows_the_tensors() -> None:
+    names = {tensor.name for tensor in tensors_of(Shape())}
+    for type_name in ("IQ2_XS", "IQ3_XXS", "IQ1_M", "Q2_K_S"):
+        with pytest.raises(ImatrixError, match="garbage without"):
+            choose(Shape(), type_name)
+        choose(Shape(), type_name, has_imatrix=True)
+        choose(Shape(), type_name, has_imatrix=names)
+        with pytest.raises(ImatrixError, match=r"knows nothing of blk\.2\.ffn_up"):
+            choose(Shape(), type_name, has_imatrix=names - {"blk.2.ffn_up_exps.weight"})
+    with pytest.raises(ImatrixError, match=r"token_embd\.weight"):
+        choose(Shape(), "Q4_0", RecipeOptions(token_embedding_type=T.IQ2_XS))
+
+
+def test_encoders_that_need_a_matrix_are_known() -> None:
+    assert {qtype for qtype in T if ggml.requires_imatrix(qtype)} == ENCODER_NEEDS_IMATRIX
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (RecipeOptions(output_tensor_type=T.Q6_K), "by --output-tensor-type"),
+        (RecipeOptions(token_embedding_type=T.Q6_K), "by --token-embedding-type"),
+        (RecipeOptions(tensor_types=(("attn_q", T.Q8_1),)), "no weights are written as Q8_1"),
+        (RecipeOptions(tensor_types=(("attn_q", T.NVFP4),)), ""),
+        (RecipeOptions(tensor_types=(("attn_q", T.Q1_0),)), "nothing replaces that type"),
+        (RecipeOptions(prune_layers=(9,)), "does not have: 9"),
+        (RecipeOptions(prune_layers=(0, 1, 2, 3)), "all layers would be pruned"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(options: RecipeOptions, words: str) -> None:
+    shape = Shape(n_embd=576)
+    if not words:
+        choose(shape, "Q4_K_M", options)
+        return
+    with pytest.raises(PlanError, match=words):
+        choose(shape, "Q4_K_M", options)
+
+
+def test_requantizing_needs_permission() -> None:
+    tensors = tensors_of(Shape(), T.Q8_0)
+    facts = ModelFacts("llama", 4, 8, 2, 4, tied=False)
+    with pytest.raises(PlanError, match=r"30 tensors are quantized already.*--allow-requantize"):
+        choose_types(facts, tensors, parse_file_type("Q4_0"))
+    choose_types(facts, tensors, parse_file_type("Q4_0"), RecipeOptions(allow_requantize=True))
+    choose_types(facts, tensors, parse_file_type("Q8_0"))
+    choose_types(facts, tensors, parse_file_type("COPY"))
+
+
+def test_every_choice_has_a_reason_and_an_exact_size() -> None:
+    facts = ModelFacts("llama", 4, 8, 2, 4, tied=False)
+    choices = {c.name: c for c in choose_types(facts, tensors_of(Shape(n_embd=576)), parse_file_type("Q4_K_M"))}
+    assert choices["blk.0.ffn_gate_inp.weight"].reason == "kept: router"
+    assert choices["blk.0.attn_norm.weight"].reason == "kept: not a matrix"
+    value = choices["blk.0.attn_v.weight"]
+    assert (value.wanted, value.qtype, value.fell_back) == (T.Q4_K, T.Q5_0, True)
+    assert value.reason == "Q4_K_M; rows of 576 do not fit Q4_K"
+    assert value.n_bytes == 576 * 144 // 32 * 22
+    assert (choices["output.weight"].qtype, choices["output.weight"].reason) == (T.Q8_0, "Q4_K_M: output")
+    assert sum(c.n_bytes for c in choices.values()) > 0
+
+
+def test_a_layer_outside_the_model_is_refused() -> None:
+    facts = ModelFacts("llama", 2, 8, 2, 4, tied=True)
+    for name in ("blk.2.ffn_down_exps.weight", "mtp.ffn_down.weight"):
+        with pytest.raises(PlanError, match=name):
+            choose_types(facts, [TensorShape(name, (256, 256), T.F16)], parse_file_type("Q4_K_M"))
+
+
+@pytest.mark.parametrize("text", ["attn_v", "=q8_0", "attn_v=", "attn_(=q8_0", "attn_v=q9_9"])
+def test_broken_tensor_type_options(text: str) -> None:
+    with pytest.raises(PlanError):
+        parse_tensor_type_option(text)
+
+
+def test_tensor_type_options_are_lower_case_patterns() -> None:
+    assert parse_tensor_type_option(r"BLK\.1=Q8_0") == (r"blk\.1", T.Q8_0)
+    assert parse_tensor_type_option("a=b=bf16"[2:]) == ("b", T.BF16)
+
+
+@given(st.sets(st.integers(0, 30), min_size=2), st.data())
+def test_pruning_leaves_layers_without_gaps(layers: set[int], data: st.DataObject) -> None:
+    names = writing_order(["output.weight", *(f"blk.{i}.{part}.weight" for i in range(31) for part in ("a", "b"))])
+    kept = sorted(set(range(31)) - layers)
+    if not kept:
+        return
+    renamed, n_left = prune(names, data.draw(st.permutations(sorted(layers))))
+    assert n_left == len(kept)
+    assert renamed["output.weight"] == "output.weight"
+    assert [renamed[f"blk.{i}.a.weight"] for i in range(n_left)] == [f"blk.{i}.a.weight" for i in kept]
+
+
+def test_layers_to_prune_are_numbers() -> None:
+    assert parse_layers("3,1,3") == (1, 3)
+    for text in ("", "1,,2", "-1", "a"):
+        with pytest.raises(PlanError):
+            parse_layers(text)
+
+
+def test_facts_of_a_model_come_from_its_first_layer() -> None:
+    metadata = {"general.architecture": "llama", "llama.block_count": 80, "llama.attention.head_count": [64, 1]}
+    facts = facts_of({**metadata, "llama.attention.head_count_kv": [8, 1]}, ["output.weight"])
+    assert (facts.n_gqa, facts.seventy_b, facts.tied, facts.n_expert) == (8, True, False, 0)
+    assert facts_of(metadata, []).n_gqa == 1
+    assert not facts_of({**metadata, "llama.expert_count": 8}, []).seventy_b
+    for broken in ({}, {"general.architecture": "llama"}):
+        with pytest.raises(PlanError):
+            facts_of(broken, [])
+
+
+def test_rows_that_fit_nothing_become_half_precision() -> None:
+    assert fitting_type("t", 100, T.Q4_K) is T.F16
+    assert fitting_type("t", 100, T.Q8_0) is T.F16
+    assert fitting_type("t", 32, T.Q4_K) is T.Q5_0
