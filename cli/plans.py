@@ -9,6 +9,7 @@ from ..formats.checkpoint import Checkpoint
 from ..formats.errors import CheckpointError, OutputError, PlanError
 from ..formats.partial import Output
 from ..formats.plan import Plan
+from .catalogued import state_catalogue
 from .models import ModelSource, SourceKind
 from .terminal import say, warn
 
@@ -36,6 +37,8 @@ def plan_of(source: ModelSource, pre_tokenizer: str | None = None, gates: Path |
         raise CheckpointError(f"{source.path}: is GGUF already; to change its types: moe-gguf quantize {source.path}")
     checkpoint = open_source(source, gates)
     plan = build_plan(checkpoint, pre_tokenizer=pre_tokenizer)
+    if source.entry:
+        plan = state_catalogue(plan, source.entry)
     folder = source.output or Path()
     folder.mkdir(parents=True, exist_ok=True)
     return Planned(plan, checkpoint.name, folder, checkpoint.folder)

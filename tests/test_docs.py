@@ -141,7 +141,7 @@ def test_the_commands_of_the_catalogue_page_run_one_after_the_other(
         outcome = moe_gguf(*line.split()[1:], *(["-n", "4"] if line.endswith("chat") else []))
         assert outcome.status == 0, outcome.stderr
     made = sorted(path.name for path in Path("gguf/bruce").iterdir())
-    assert [name.rpartition("-")[2] for name in made] == ["BF16.gguf", "Q4_K_M.gguf"]
+    assert made == ["Bruce-4x1.1M-BF16.gguf", "Bruce-4x1.1M-Q4_K_M.gguf"]
     assert json.loads(moe_gguf("inspect", "--json").stdout)["file_type"] == "Q4_K_M"
 
 
