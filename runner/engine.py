@@ -66,6 +66,8 @@ class Engine:
         """Make the context; `on_eval` is a `cb_eval` callback. Raises EngineError when it does not fit."""
         api = llama()
         self.model = model
+        if api.llama_model_has_encoder(model.pointer) or not api.llama_model_has_decoder(model.pointer):
+            raise EngineError(f"{model.path}: a model with an encoder; only decoders can be run")
         parameters = context_parameters(options, model.n_ctx_train)
         self._cancel = ctypes.create_string_buffer(1)
         parameters.abort_callback = nonzero_callback()
@@ -82,6 +84,9 @@ class Engine:
                 "try a smaller -c/--ctx-size"
             )
         self.memory = api.llama_get_memory(self.pointer)
+        if not self.memory:
+            self.close()
+            raise EngineError(f"{model.path}: a model of the kind {model.file.architecture!r} cannot generate text")
         self.n_ctx = int(api.llama_n_ctx(self.pointer))
         self.n_batch = int(api.llama_n_batch(self.pointer))
         self.n_ubatch = int(api.llama_n_ubatch(self.pointer))

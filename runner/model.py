@@ -36,6 +36,7 @@ class Model:
         self.vocab = api.llama_model_get_vocab(self.pointer)
         self.n_vocab = int(api.llama_vocab_n_tokens(self.vocab))
         self.n_ctx_train = int(api.llama_model_n_ctx_train(self.pointer))
+        self.has_vocabulary = api.llama_vocab_type(self.vocab) != api.LLAMA_VOCAB_TYPE_NONE
         self.can_rewind = not (api.llama_model_is_recurrent(self.pointer) or api.llama_model_is_hybrid(self.pointer))
         self.pieces: dict[int, bytes] = {}
 
@@ -77,6 +78,8 @@ def tokenize(model: Model, text: str, add_special: bool = True, parse_special: b
 
     add_special adds what the file asks for (BOS, EOS); parse_special reads "<|im_end|>" in the text as that token.
     """
+    if not model.has_vocabulary:
+        raise EngineError(f"{model.path}: it has no tokenizer, so it can take no text; convert it with its tokenizer")
     data = text.encode("utf-8", "replace")
     room = len(data) + 16
     while True:
