@@ -91,6 +91,13 @@ def random_gates(recipe: Recipe, n_layer: int, n_embd: int) -> Gates:
     return Gates(every[:, :n_expert], every[:, n_expert:] if n_shared else None)
 
 
+def zero_gates(recipe: Recipe, n_layer: int, n_embd: int) -> Gates:
+    """Return gates of the right shape that say nothing, for what is looked at before gates are computed."""
+    n_shared = len(recipe.shared_experts)
+    shared = np.zeros((n_layer, n_shared, n_embd), np.float32) if n_shared else None
+    return Gates(np.zeros((n_layer, len(recipe.experts), n_embd), np.float32), shared)
+
+
 def condition_numbers(gates: Gates) -> np.ndarray:
     """Return each layer's condition number; above DEGENERATE the experts' vectors are too much alike."""
     return np.linalg.cond(gates.routers.astype(np.float64))

@@ -11,13 +11,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from ..formats.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from ..formats.errors import OutputError
+from ..formats.safetensors import pack_header, stored_bytes
 from ..formats.source import TensorInfo
 from .card import merge_card
 from .recipe import Recipe
@@ -37,7 +37,6 @@ TOKENIZER_FILES = (
 )
 MAX_SHARD = 5_000_000_000
 SLAB_BYTES = 32 * 2**20
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 Advance = Callable[[int], None]
 
@@ -91,7 +90,7 @@ def write_merge(
 
 def total_bytes(tensors: Iterable[TensorInfo]) -> int:
     """Return the bytes of all tensors' weights."""
-    return sum(_n_bytes(info) for info in tensors)
+    return sum(stored_bytes(info) for info in tensors)
 
 
 def check_target(folder: Path, merged: Checkpoint, n_bytes: int, force: bool) -> None:
@@ -118,11 +117,11 @@ def cut_shards(tensors: Sequence[TensorInfo], max_shard: int) -> list[Shard]:
     groups: list[list[TensorInfo]] = [[]]
     size = 0
     for info in tensors:
-        if groups[-1] and size + _n_bytes(info) > max_shard:
+        if groups[-1] and size + stored_bytes(info) > max_shard:
             groups.append([])
             size = 0
         groups[-1].append(info)
-        size += _n_bytes(info)
+        size += stored_bytes(info)
     if len(groups) == 1:
         return [Shard(SINGLE_FILE, tuple(groups[0]))]
     count = len(groups)
@@ -141,9 +140,9 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 def _write_shard(path: Path, shard: Shard, merged: Checkpoint, advance: Advance) -> None:
     with path.open("wb") as file:
-        file.write(_header(shard.tensors))
+        file.write(pack_header(shard.tensors))
         for info in shard.tensors:
-            rows = max(1, SLAB_BYTES // (info.row_length * ITEM_BYTES[info.dtype]))
+            rows = max(1, SLAB_BYTES * info.n_rows // stored_bytes(info))
             for start in range(0, info.n_rows, rows):
                 slab = merged.source.read_rows(info.name, start, min(start + rows, info.n_rows))
                 file.write(np.ascontiguousarray(slab).data)
@@ -152,27 +151,10 @@ def _write_shard(path: Path, shard: Shard, merged: Checkpoint, advance: Advance)
         os.fsync(file.fileno())
 
 
-def _header(tensors: Sequence[TensorInfo]) -> bytes:
-    """Return a safetensors header, padded with spaces so that the data begins at a multiple of 8 bytes."""
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for info in tensors:
-        n_bytes = _n_bytes(info)
-        entries[info.name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": [at, at + n_bytes]}
-        at += n_bytes
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header
-
-
 def _index(shards: Sequence[Shard]) -> dict[str, object]:
     total = sum(total_bytes(shard.tensors) for shard in shards)
     weight_map = {info.name: shard.name for shard in shards for info in shard.tensors}
     return {"metadata": {"total_size": total}, "weight_map": weight_map}
-
-
-def _n_bytes(info: TensorInfo) -> int:
-    return prod(info.shape) * ITEM_BYTES[info.dtype]
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -1,0 +1,64 @@
+"""Merge recipes and hub models as sources: what a model argument stands for becomes an opened checkpoint."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..formats.checkpoint import Checkpoint, open_checkpoint
+from ..formats.errors import RecipeError
+from .models import ModelSource, SourceKind
+from .terminal import warn
+
+if TYPE_CHECKING:
+    from ..merge.doctor import Finding
+    from ..merge.open import Models
+    from ..merge.recipe import Recipe
+
+
+def recipe_of(source: ModelSource) -> "Recipe":
+    """Read the recipe that a model argument stands for. Raises RecipeError when it is none."""
+    from ..merge.recipe import read_recipe, recipe_from_table
+
+    if source.kind is not SourceKind.RECIPE:
+        raise RecipeError(f"{source.where}: {source.name} is a {source.kind} and no merge recipe; give a .yml file")
+    if source.path is not None:
+        return replace(read_recipe(source.path), name=source.name)
+    return recipe_from_table(source.name, source.recipe or {}, source.folder, source.where)
+
+
+def open_recipe_source(source: ModelSource, gates: Path | None = None) -> Checkpoint:
+    """Open a recipe as the checkpoint it stands for, after the doctor has seen it; gates are read or computed."""
+    from ..merge.models import open_models
+    from ..merge.open import open_recipe
+    from .gates import recipe_gates
+
+    recipe = recipe_of(source)
+    models = open_models(recipe)
+    examine_recipe(recipe, models)
+    merged = open_recipe(recipe, recipe_gates(recipe, models, gates), models=models)
+    return replace(merged, license=source.entry.license if source.entry else None)
+
+
+def open_hub(source: ModelSource) -> Checkpoint:
+    """Fetch a hub model's files, or find them in the hub's cache, and open them."""
+    from ..merge.hub import fetch
+
+    if source.hub is None:
+        raise RecipeError(f"{source.where}: {source.name} names no hub id")
+    return replace(open_checkpoint(fetch(source.hub)), name=source.name)
+
+
+def examine_recipe(recipe: "Recipe", models: "Models") -> "list[Finding]":
+    """Let the merge doctor look at a recipe: warnings are printed and returned, errors raise RecipeError."""
+    from ..merge.doctor import examine
+    from ..merge.gates import zero_gates
+    from ..merge.open import open_recipe, sizes_of
+
+    placeholder = zero_gates(recipe, sizes_of(recipe, models).n_layer, sizes_of(recipe, models).n_embd)
+    findings = examine(recipe, models, open_recipe(recipe, placeholder, models=models))
+    for finding in findings:
+        if not finding.is_error:
+            warn(finding.text)
+    if errors := [finding.text for finding in findings if finding.is_error]:
+        raise RecipeError(f"{recipe.name}: {'; '.join(errors)}")
+    return findings
