@@ -36,7 +36,7 @@ def row_bytes(qtype: gguf.GGMLQuantizationType, row_length: int) -> int:
     block_size, type_size = gguf.GGML_QUANT_SIZES[qtype]
     if row_length % block_size:
         raise PlanError(
-            f"rows of {row_length} weights do not fit {qtype.name}'s blocks of {block_size}; choose another type"
+            f"rows of {row_length} weights do not fit {qtype.name}'s blocks of {block_size}; pick another type"
         )
     return row_length // block_size * type_size
 
@@ -75,9 +75,7 @@ def quantize_chunk(
     return encoded
 
 
-def dequantize(
-    qtype: gguf.GGMLQuantizationType, encoded: np.ndarray, out: np.ndarray | None = None
-) -> np.ndarray:
+def dequantize(qtype: gguf.GGMLQuantizationType, encoded: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """Decode uint8 rows [n, row_bytes] of any type into float32 [n, row_length] with llama.cpp's decoder.
 
     `out`, if given, is filled and returned. Raises EngineError when llama.cpp cannot decode the type.
