@@ -15,7 +15,7 @@ from gguf import TokenType
 
 from .byte_level import added_row
 from .sentencepiece import ADDED_SCORE, BYTE_TOKENS
-from .tokenizer_files import AddedToken
+from .tokenizer_files import AddedToken, steps
 
 SPACE = "▁"
 Merges = list[tuple[str, str]]
@@ -104,11 +104,11 @@ def space_prefix(tokenizer: Mapping[str, Any]) -> tuple[bool, tuple[str, ...]]:
 
     Prepend (a normalizer) and Metaspace "always" do; Metaspace "first" does at the very start only.
     """
-    steps = [*_steps(tokenizer.get("normalizer"), "normalizers")]
-    steps += _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
+    before = steps(tokenizer.get("normalizer"), "normalizers")
+    before += steps(tokenizer.get("pre_tokenizer"), "pretokenizers")
     prefix = False
     warnings: list[str] = []
-    for step in steps:
+    for step in before:
         kind = step.get("type")
         if kind == "Prepend" and step.get("prepend") == SPACE:
             prefix = True
@@ -132,12 +132,3 @@ def _harmless(step: Mapping[str, Any]) -> bool:
         (step.get("type") == "Replace" and step.get("content") == SPACE)
         or (step.get("type") == "Split" and step.get("behavior") == "MergedWithPrevious")
     )
-
-
-def _steps(part: Any, inner: str) -> list[Mapping[str, Any]]:
-    if not isinstance(part, dict):
-        return []
-    listed = part.get(inner)
-    if part.get("type") == "Sequence" and isinstance(listed, list):
-        return [step for entry in listed for step in _steps(entry, inner)]
-    return [part]

@@ -11,7 +11,7 @@ from gguf import TokenType
 
 from ...formats.errors import TokenizerError
 from ..tokenizer_json import typed
-from .tokenizer_files import AddedToken, TokenizerFiles, checked_id
+from .tokenizer_files import AddedToken, TokenizerFiles, checked_id, steps
 
 LOOKS_SPECIAL = frozenset(("<pad>", "<mask>", "<2mass>", "[@BOS@]"))
 SPACE = "▁"
@@ -22,14 +22,8 @@ def is_byte_level(tokenizer: Mapping[str, Any]) -> bool:
     model = tokenizer.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or model.get("byte_fallback") is True:
         return False
-    return any(_mentions_byte_level(tokenizer.get(part)) for part in ("pre_tokenizer", "decoder"))
-
-
-def _mentions_byte_level(part: Any) -> bool:
-    if not isinstance(part, dict):
-        return False
-    inner = part.get("pretokenizers") or part.get("decoders") or []
-    return part.get("type") == "ByteLevel" or (isinstance(inner, list) and any(map(_mentions_byte_level, inner)))
+    parts = steps(tokenizer.get("pre_tokenizer"), "pretokenizers") + steps(tokenizer.get("decoder"), "decoders")
+    return any(part.get("type") == "ByteLevel" for part in parts)
 
 
 def read_model_vocab(files: TokenizerFiles) -> dict[str, int]:
@@ -37,6 +31,9 @@ def read_model_vocab(files: TokenizerFiles) -> dict[str, int]:
     path = files.folder / "tokenizer.json"
     model = typed(files.tokenizer or {}, "model", dict, path, {})
     vocab = typed(model, "vocab", dict, path, {})
+    for affix in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(affix):
+            raise TokenizerError(f"{path}: the model has {affix!r} {model[affix]!r}, which GGUF cannot express")
     owner: dict[int, str] = {}
     for text, value in vocab.items():
         token_id = checked_id(value, text, path)

@@ -12,6 +12,8 @@ from typing import Any
 
 from ...formats.errors import TokenizerError
 from .pre_tokenizer_names import CHECK_TEXT, NAME_OF_HASH, NAMES
+from .reference import encode, load_reference, pieces_of
+from .tokenizer_files import steps
 
 # Patterns in the one spelling that `_spelled` gives them.
 _ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -114,7 +116,7 @@ def name_pre_tokenizer(tokenizer: Mapping[str, Any], reference: Any) -> tuple[st
     llama.cpp's own hash of a check text chooses among names that mean the same, and speaks last: it does not
     see all of the definition (Llama 3 without its bos hashes as another model). Raises TokenizerError.
     """
-    ids = reference.encode(CHECK_TEXT).ids
+    ids = encode(reference, CHECK_TEXT, add_special_tokens=True)
     by_hash = NAME_OF_HASH.get(sha256(str(ids).encode()).hexdigest())
     definition = tokenizer.get("pre_tokenizer")
     patterns = patterns_of(definition)
@@ -155,7 +157,7 @@ def patterns_of(pre_tokenizer: Any) -> tuple[str, ...] | None:
     """Return the patterns that a pre-tokenizer cuts by, in one spelling; None if it does something else."""
     patterns: list[str] = []
     in_bytes = False
-    for step in _steps(pre_tokenizer):
+    for step in steps(pre_tokenizer, "pretokenizers"):
         kind = step.get("type")
         if kind == "ByteLevel":
             in_bytes = True
@@ -169,15 +171,6 @@ def patterns_of(pre_tokenizer: Any) -> tuple[str, ...] | None:
         else:
             return None
     return tuple(patterns) if in_bytes else None
-
-
-def _steps(pre_tokenizer: Any) -> list[dict[str, Any]]:
-    if not isinstance(pre_tokenizer, dict):
-        return []
-    if pre_tokenizer.get("type") != "Sequence":
-        return [pre_tokenizer]
-    steps = pre_tokenizer.get("pretokenizers")
-    return [inner for step in steps for inner in _steps(step)] if isinstance(steps, list) else []
 
 
 def _split_pattern(step: Mapping[str, Any]) -> str | None:
@@ -211,27 +204,22 @@ def _spelled(pattern: str) -> str:
 
 def cut(pre_tokenizer: Any, text: str) -> list[str] | None:
     """Cut a text as the `tokenizers` library does it; None when it refuses the definition."""
-    from .reference import load_reference
-
     bare = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
     try:
-        loaded = load_reference({**bare, "pre_tokenizer": pre_tokenizer}, "the pre-tokenizer")
+        return pieces_of(load_reference({**bare, "pre_tokenizer": pre_tokenizer}, "the pre-tokenizer"), text)
     except TokenizerError:
         return None
-    if loaded.pre_tokenizer is None:
-        return None
-    return [piece for piece, _ in loaded.pre_tokenizer.pre_tokenize_str(text)]
 
 
 def _as_json(known: PreTokenizer) -> dict[str, Any]:
-    steps: list[dict[str, Any]] = [
+    cuts: list[dict[str, Any]] = [
         {"type": "Punctuation", "behavior": "Contiguous"}
         if pattern == _PUNCTUATION_RUNS
         else {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
         for pattern in known.patterns
     ]
-    steps.append({"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False})
-    return {"type": "Sequence", "pretokenizers": steps}
+    cuts.append({"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False})
+    return {"type": "Sequence", "pretokenizers": cuts}
 
 
 # Endings in both cases, digits in runs of 1 to 10, letters of several scripts and cases with combining marks,

@@ -10,8 +10,8 @@ from typing import Any
 from gguf import TokenType
 
 from ...formats.errors import TokenizerError
-from .reference import load_reference
-from .sentencepiece_encoder import encode
+from .reference import encode, load_reference
+from .sentencepiece_encoder import encode as encode_sentencepiece
 from .sentencepiece_file import read_sentencepiece
 from .tokenizer_files import AddedToken, collect_added_tokens, read_files
 from .vocabulary import Vocabulary
@@ -53,14 +53,14 @@ def probe_tokens(folder: Path, text: str) -> list[int] | None:
     if files.tokenizer is not None:
         reference = load_reference(files.tokenizer, folder / "tokenizer.json")
         _add_missing(reference, added)
-        return list(reference.encode(text, add_special_tokens=False).ids)
+        return encode(reference, text, add_special_tokens=False)
     if files.sentencepiece is None:
         raise TokenizerError(f"{folder} has neither tokenizer.model nor tokenizer.json")
     model = read_sentencepiece(files.sentencepiece)
     cut_first = {
         piece.text: i for i, piece in enumerate(model.pieces) if piece.type in (TokenType.CONTROL, TokenType.UNKNOWN)
     }
-    return encode(model, cut_first | {token.content: i for i, token in added.items()}, text)
+    return encode_sentencepiece(model, cut_first | {token.content: i for i, token in added.items()}, text)
 
 
 def _add_missing(reference: Any, added: dict[int, AddedToken]) -> None:

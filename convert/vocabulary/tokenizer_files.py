@@ -58,6 +58,21 @@ def read_files(folder: Path) -> TokenizerFiles:
     )
 
 
+def steps(part: Any, inner: str) -> list[Mapping[str, Any]]:
+    """Return a normalizer, pre-tokenizer or decoder as its steps in order; Sequences hold theirs under `inner`."""
+    flat: list[Mapping[str, Any]] = []
+    waiting = [part]
+    while waiting:
+        step = waiting.pop()
+        if isinstance(step, dict):
+            listed = step.get(inner)
+            if step.get("type") == "Sequence" and isinstance(listed, list):
+                waiting += reversed(listed)
+            else:
+                flat.append(step)
+    return flat
+
+
 def collect_added_tokens(files: TokenizerFiles) -> dict[int, AddedToken]:
     """Return the added tokens by id from all three files that list them, in ascending order of id.
 
