@@ -87,6 +87,7 @@ def write_header(
     shape: Shape,
     tensors: list[TensorShape] | None = None,
     split: tuple[int, int, int] | None = None,
+    file_type: gguf.LlamaFileType | None = gguf.LlamaFileType.MOSTLY_BF16,
 ) -> Path:
     """Write the file: a true header, then as many bytes as the weights would take, none of them on the disk.
 
@@ -94,7 +95,8 @@ def write_header(
     """
     tensors = tensors_of(shape) if tensors is None else tensors
     writer = gguf.GGUFWriter(path, shape.family)
-    writer.add_file_type(int(gguf.LlamaFileType.MOSTLY_BF16))
+    if file_type is not None:
+        writer.add_file_type(int(file_type))
     hyper_parameters(writer, shape)
     if split:
         writer.add_uint16(gguf.Keys.Split.LLM_KV_SPLIT_NO, split[0])

@@ -38,7 +38,7 @@ CASES = {
     "q4_k_m_legacy": GoldenCase("Q4_K_M", imatrix="imatrix.dat"),
     "q2_k_imatrix": GoldenCase("Q2_K", imatrix="imatrix.gguf"),
     "iq4_xs_imatrix": GoldenCase("IQ4_XS", imatrix="imatrix.gguf"),
-    "iq2_xs_legacy": GoldenCase("IQ2_XS", imatrix="imatrix.dat"),
+    "q2_k_s_legacy": GoldenCase("Q2_K_S", imatrix="imatrix.dat"),
     "q4_0_imatrix": GoldenCase("Q4_0", imatrix="imatrix.gguf", source="f16.gguf"),
     "mxfp4": GoldenCase("MXFP4_MOE"),
     "pure": GoldenCase("Q5_K_M", flags=("pure",)),
