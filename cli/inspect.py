@@ -175,7 +175,7 @@ def report_summary(
     """Return the report on a model's facts."""
     from gguf.constants import Keys
 
-    n_ctx_train = summary.hyper(Keys.LLM.CONTEXT_LENGTH)
+    n_ctx_train = summary.number(Keys.LLM.CONTEXT_LENGTH) or None
     if n_ctx_train and n_ctx > n_ctx_train:
         notes = [*notes, f"{n_ctx} tokens of context are more than the {n_ctx_train} the model was trained for."]
     tokens = summary.metadata.get(Keys.Tokenizer.LIST)
@@ -196,17 +196,19 @@ def report_summary(
             "dense": summary.n_dense_params,
         },
         "n_layer": summary.n_layer,
-        "n_embd": summary.hyper(Keys.LLM.EMBEDDING_LENGTH),
-        "n_ff": summary.hyper(Keys.LLM.EXPERT_FEED_FORWARD_LENGTH) or summary.hyper(Keys.LLM.FEED_FORWARD_LENGTH),
-        "n_head": summary.hyper(Keys.Attention.HEAD_COUNT),
-        "n_head_kv": summary.hyper(Keys.Attention.HEAD_COUNT_KV),
+        "n_embd": summary.number(Keys.LLM.EMBEDDING_LENGTH) or None,
+        "n_ff": summary.number(Keys.LLM.EXPERT_FEED_FORWARD_LENGTH)
+        or summary.number(Keys.LLM.FEED_FORWARD_LENGTH)
+        or None,
+        "n_head": summary.number(Keys.Attention.HEAD_COUNT) or None,
+        "n_head_kv": summary.number(Keys.Attention.HEAD_COUNT_KV) or None,
         "n_ctx_train": n_ctx_train,
         "n_expert": summary.n_expert,
         "n_expert_used": summary.n_expert_used,
         "expert_layout": expert_layout if summary.n_expert else None,
         "tokenizer": {
-            "model": summary.metadata.get(Keys.Tokenizer.MODEL),
-            "pre": summary.metadata.get(Keys.Tokenizer.PRE),
+            "model": summary.text(Keys.Tokenizer.MODEL),
+            "pre": summary.text(Keys.Tokenizer.PRE),
             "tokens": len(tokens) if isinstance(tokens, list) else 0,
         },
         "chat_template": {"kind": template} if template else None,

@@ -55,7 +55,7 @@ def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _shape(report: dict[str, Any]) -> str:
-    parts = [report["architecture"], f"{report['n_layer']} layers", f"n_embd {report['n_embd']}"]
+    parts = [report["architecture"], f"{report['n_layer']} layers", f"n_embd {report['n_embd'] or 'not stated'}"]
     for key in ("n_ff", "n_head", "n_head_kv"):
         if report[key]:
             parts.append(f"{key} {report[key]}")

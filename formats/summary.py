@@ -98,6 +98,15 @@ class Summary:
         """Return a hyper-parameter by its key of `gguf.Keys` with {arch}."""
         return self.metadata.get(key.format(arch=self.architecture), default)
 
+    def number(self, key: str) -> int:
+        """Return a hyper-parameter as a number: the largest of one given per layer, 0 when there is none."""
+        return _number(self.hyper(key))
+
+    def text(self, key: str) -> str | None:
+        """Return a text of the metadata, or None."""
+        value = self.metadata.get(key)
+        return value if isinstance(value, str) else None
+
     @property
     def architecture(self) -> str:
         """general.architecture, or "unknown"."""
@@ -106,7 +115,7 @@ class Summary:
     @property
     def name(self) -> str | None:
         """general.name."""
-        return self.metadata.get(Keys.General.NAME)
+        return self.text(Keys.General.NAME)
 
     @property
     def file_type(self) -> str | None:
@@ -120,17 +129,17 @@ class Summary:
     @property
     def n_layer(self) -> int:
         """Number of layers."""
-        return _number(self.hyper(Keys.LLM.BLOCK_COUNT))
+        return self.number(Keys.LLM.BLOCK_COUNT)
 
     @cached_property
     def n_expert(self) -> int:
         """Experts per layer; 0 for a dense model."""
-        return _number(self.hyper(Keys.LLM.EXPERT_COUNT))
+        return self.number(Keys.LLM.EXPERT_COUNT)
 
     @property
     def n_expert_used(self) -> int:
         """Experts that each token passes; 0 for a dense model."""
-        return _number(self.hyper(Keys.LLM.EXPERT_USED_COUNT))
+        return self.number(Keys.LLM.EXPERT_USED_COUNT)
 
     @cached_property
     def n_params(self) -> int:
@@ -188,14 +197,14 @@ class Summary:
         llama.cpp rounds the context up to a multiple of 256 (src/llama-context.cpp). None for an architecture
         whose cache is of another kind (recurrent, latent attention) or when the headers do not say.
         """
-        n_head = _number(self.hyper(Keys.Attention.HEAD_COUNT))
+        n_head = self.number(Keys.Attention.HEAD_COUNT)
         n_head_kv = self.hyper(Keys.Attention.HEAD_COUNT_KV, n_head)
         if not n_head or self.hyper(Keys.Attention.KV_LORA_RANK):
             return None
         in_all = sum(map(_number, n_head_kv)) if isinstance(n_head_kv, list) else _number(n_head_kv) * self.n_layer
-        n_embd = _number(self.hyper(Keys.LLM.EMBEDDING_LENGTH))
-        head_k = _number(self.hyper(Keys.Attention.KEY_LENGTH)) or n_embd // n_head
-        head_v = _number(self.hyper(Keys.Attention.VALUE_LENGTH)) or n_embd // n_head
+        n_embd = self.number(Keys.LLM.EMBEDDING_LENGTH)
+        head_k = self.number(Keys.Attention.KEY_LENGTH) or n_embd // n_head
+        head_v = self.number(Keys.Attention.VALUE_LENGTH) or n_embd // n_head
         block_size, type_size = GGML_QUANT_SIZES[qtype]
         n_values = (n_ctx + -n_ctx % 256) * in_all * (head_k + head_v)
         return n_values // block_size * type_size
@@ -203,8 +212,8 @@ class Summary:
     @property
     def template_kind(self) -> str | None:
         """The kind of chat template ("ChatML"), "its own" for an unknown one, None without a template."""
-        template = self.metadata.get(Keys.Tokenizer.CHAT_TEMPLATE)
-        if not isinstance(template, str):
+        template = self.text(Keys.Tokenizer.CHAT_TEMPLATE)
+        if template is None:
             return None
         return next((kind for marker, kind in TEMPLATES if marker in template), "its own")
 

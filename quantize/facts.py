@@ -33,7 +33,7 @@ class ModelFacts:
 def facts_of(metadata: Mapping[str, Any], tensor_names: Iterable[str]) -> ModelFacts:
     """Read the facts from GGUF metadata (plain values, after --override-kv) and the tensors' names.
 
-    Raises PlanError when the architecture or the number of layers is missing.
+    Raises PlanError when the architecture or the number of layers is missing, or a number is none.
     """
     architecture = metadata.get(Keys.General.ARCHITECTURE)
     if not isinstance(architecture, str):
@@ -42,7 +42,9 @@ def facts_of(metadata: Mapping[str, Any], tensor_names: Iterable[str]) -> ModelF
     def hyper(key: str, default: int) -> int:
         value = metadata.get(key.format(arch=architecture), default)
         first = next(iter(value), default) if isinstance(value, (list, tuple)) else value
-        return int(first)
+        if isinstance(first, bool) or not isinstance(first, int):
+            raise PlanError(f"the metadata's {key.format(arch=architecture)} is {first!r}, not a whole number")
+        return first
 
     n_layer = hyper(Keys.LLM.BLOCK_COUNT, 0)
     if n_layer < 1:

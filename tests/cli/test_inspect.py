@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 from gguf.constants import GGMLQuantizationType, LlamaFileType
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from moe_gguf.formats.gguf_fields import field_of
 from moe_gguf.formats.gguf_layout import TensorEntry
 from moe_gguf.quantize.facts import facts_of
 from moe_gguf.quantize.file_types import parse_file_type
@@ -194,6 +197,27 @@ def test_a_recipe_of_local_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "gguf" / "pair").mkdir(parents=True)
     written(tmp_path / "gguf" / "pair" / "pair-BF16.gguf", SMALL)
     assert report_of("pair")["path"] == str(Path("gguf/pair/pair-BF16.gguf"))
+
+
+ODD_VALUES = st.one_of(
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+    st.floats(width=32),
+    st.text(max_size=5),
+    st.lists(st.integers(-5, 9), min_size=1, max_size=3),
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(odd=st.dictionaries(st.sampled_from(sorted(fields(SMALL))), ODD_VALUES, min_size=1, max_size=4))
+def test_odd_metadata_is_shown_or_refused(odd: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "odd.gguf"
+    metadata = fields(SMALL) | {key: field_of(value) for key, value in odd.items()}
+    write_header_only(path, metadata, entries(SMALL))
+    for arguments in ((path,), (path, "--json")):
+        outcome = moe_gguf("inspect", *arguments)
+        assert outcome.status in (0, 1)
+        assert bool(outcome.stdout) == (outcome.status == 0)
 
 
 def test_what_is_no_model(tmp_path: Path) -> None:
