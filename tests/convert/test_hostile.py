@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from .. import checkpoints
 from ..checkpoints import Tiny, header, write_checkpoint, write_safetensors
 from ..command import Outcome, convert
+from ..oracles import cases
 from .broken_files import BROKEN_FILES
 from .broken_models import BROKEN_MODELS, EXPERT
 from .damage import SMALL, poisoned, setting
 
 BROKEN = BROKEN_FILES | BROKEN_MODELS
+GENERATION = "generation_config.json"
 
 
 def refused(outcome: Outcome, folder: Path, words: tuple[str, ...] = ()) -> None:
@@ -108,11 +110,25 @@ def test_a_disk_too_small_is_seen_before_the_first_byte(
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+NASTY: list[Any] = [0, 1, -1, 2**31, 2**63, 10**400, 0.5, 1e300, float("inf"), float("nan"), "", "x", "\ud800", [], {}]
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    st.sampled_from(NASTY) | st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
     max_leaves=8,
 )
+
+
+CARD_KEYS = [
+    "license",
+    "license_name",
+    "language",
+    "tags",
+    "base_model",
+    "datasets",
+    "name",
+    "model_creator",
+    "version",
+]
 
 
 @contextmanager
@@ -165,10 +181,14 @@ def test_any_bytes_anywhere_in_the_file(position: float, junk: bytes, length: in
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(file=st.sampled_from(["config.json", "tokenizer.json", "tokenizer_config.json"]), data=st.data())
+@given(file=st.sampled_from(["config.json", "tokenizer.json", "tokenizer_config.json", GENERATION]), data=st.data())
 def test_any_value_anywhere_in_the_other_files(file: str, data: st.DataObject) -> None:
     with copy_of_small() as source:
+        (source / GENERATION).write_text(cases.GENERATION)
         document = json.loads((source / file).read_text())
+        if file == "config.json":
+            scalings = [None, dict(cases.YARN), dict(cases.LLAMA3), dict(cases.LINEAR)]
+            document["rope_scaling"] = data.draw(st.sampled_from(scalings))
         place: Any = document
         key: Any = data.draw(st.sampled_from(sorted(place)))
         while isinstance(place[key], dict | list) and place[key] and data.draw(st.booleans()):
@@ -176,6 +196,14 @@ def test_any_value_anywhere_in_the_other_files(file: str, data: st.DataObject) -
             key = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
         place[key] = data.draw(JSON)
         (source / file).write_text(json.dumps(document))
+        survives(source)
+
+
+@settings(max_examples=60, deadline=None)
+@given(key=st.sampled_from(CARD_KEYS), value=JSON)
+def test_any_value_in_the_model_card(key: str, value: Any) -> None:
+    with copy_of_small() as source:
+        (source / "README.md").write_text(f"---\n{key}: {json.dumps(value)}\n---\nA card.\n")
         survives(source)
 
 
