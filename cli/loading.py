@@ -1,5 +1,6 @@
 """The options of every command that loads a model, with llama.cpp's names, and what they mean together."""
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -186,6 +187,10 @@ def read_manual(values: Mapping[str, Any], facts: "ModelFacts", devices: "list[D
         pattern, _, device = word.rpartition("=")
         if not pattern or device not in names:
             raise EngineError(f"-ot {word!r}: write REGEX=DEVICE with one of the devices {', '.join(names.values())}")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise EngineError(f"-ot {word!r}: {pattern!r} is no regular expression: {error}") from None
         overrides.append((pattern, names[device]))
     if values.get("cpu_moe"):
         overrides.append((EXPERTS, CPU))

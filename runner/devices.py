@@ -144,13 +144,13 @@ def system_memory() -> tuple[int, int]:
 
     memory = psutil.virtual_memory()
     available, total = memory.available, memory.total
-    for limit, used in _cgroup_memory(Path("/")):
+    for limit, used in cgroup_memory(Path("/")):
         total = min(total, limit)
         available = min(available, max(limit - used, 0))
     return available, total
 
 
-def _cgroup_memory(root: Path) -> list[tuple[int, int]]:
+def cgroup_memory(root: Path) -> list[tuple[int, int]]:
     """Return (limit, bytes used without file cache) of this process's memory cgroups, versions 2 and 1."""
     pairs = (
         ("memory.max", "memory.current"),

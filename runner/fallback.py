@@ -11,7 +11,7 @@ from .memory import CPU, EXPERTS, ModelFacts, context_length
 from .placement import SMALLEST_CONTEXT, expert_pattern
 
 Loaded = TypeVar("Loaded")
-NO_MEMORY = re.compile(r"alloc|memory|no context of", re.IGNORECASE)
+NO_MEMORY = re.compile(r"alloc|memory|reserve", re.IGNORECASE)
 
 
 def load_with_fallback(

@@ -163,8 +163,11 @@ def llama_order(devices: Sequence[Device]) -> list[Device]:
 
 
 def rank(devices: Sequence[Device]) -> list[Device]:
-    """Return the devices to fill, the fastest kind with the most room first; the CPU last."""
-    usable = [device for device in devices if device.kind in KIND_ORDER and device.free_bytes > 0]
+    """Return the devices to fill, the fastest kind with the most room first; the CPU last.
+
+    Integrated GPUs are left out beside others, as llama.cpp does, and so is what does not tell its memory.
+    """
+    usable = [device for device in llama_order(devices) if device.free_bytes > 0]
     usable.sort(key=lambda device: (KIND_ORDER[device.kind], -device.free_bytes))
     return usable + [device for device in devices if device.kind == "cpu"][:1]
 

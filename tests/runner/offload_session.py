@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from moe_gguf.cli.loading import available_devices, build_load_options
 from moe_gguf.formats.gguf_file import read_gguf
 from moe_gguf.formats.llamacpp import listening, llama

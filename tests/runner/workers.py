@@ -10,8 +10,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-c", "from moe_gguf.cli import main; main()"]
 
 
@@ -54,7 +56,7 @@ def run_session(**session: Any) -> list[dict[str, Any]]:
     """Load and run a model in a new process, once per case; see `offload_session`."""
     script = "from tests.runner.offload_session import main; main()"
     process = subprocess.run(
-        [sys.executable, "-c", script], input=json.dumps(session), capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script], input=json.dumps(session), capture_output=True, text=True, cwd=ROOT, timeout=120
     )
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout)

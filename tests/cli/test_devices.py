@@ -1,0 +1,32 @@
+"""`moe-gguf devices`: the table and the JSON."""
+
+import json
+import subprocess
+
+from click.testing import CliRunner
+from moe_gguf.cli.devices import command
+
+from ..runner.workers import COMMAND, running_worker
+
+
+def test_json_lists_devices_and_the_build():
+    report = json.loads(CliRunner().invoke(command, ["--json"], catch_exceptions=False).stdout)
+    cpu = next(device for device in report["devices"] if device["name"] == "CPU")
+    assert list(cpu) == ["name", "kind", "free_bytes", "total_bytes"]
+    assert cpu["kind"] == "cpu"
+    assert "CPU" in report["build"]["backends"]
+
+
+def test_the_table_names_the_cpu_and_the_backends():
+    text = CliRunner().invoke(command, [], catch_exceptions=False).stdout
+    assert text.startswith("device  kind")
+    assert "\nCPU " in text
+    assert "llama.cpp is built with" in text
+
+
+def test_workers_devices_are_listed_too():
+    with running_worker() as (address, _):
+        process = subprocess.run([*COMMAND, "devices", "--rpc", address], capture_output=True, text=True, timeout=60)
+    assert process.returncode == 0, process.stderr
+    assert "RPC0    rpc" in process.stdout
+    assert address in process.stdout
