@@ -34,7 +34,7 @@ DEFAULT_CTX = 4096
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @verbosity
 def command(model: str | None, tensors: bool, ctx_size: int, as_json: bool) -> None:
-    """Show what is in MODEL: a GGUF file, a checkpoint folder or a name of the catalogue.
+    """Show what is in MODEL: a GGUF file, a checkpoint folder, a merge recipe or a name of the catalogue.
 
     Parameters in all and per token, bytes by role and by type, tokenizer, chat template, and the memory that
     each quantization would need. Reads headers only. Of a split GGUF, name the first file.
@@ -98,21 +98,17 @@ def open_described(source: ModelSource) -> "Checkpoint":
     """Open a checkpoint folder, or the checkpoint that a recipe of local models stands for (gates left open)."""
     from ..formats.checkpoint import open_checkpoint
     from ..merge.open import open_recipe
-    from ..merge.recipe import read_recipe, recipe_from_table
+    from .recipes import recipe_of
 
     if source.kind is SourceKind.CHECKPOINT and source.path:
         return open_checkpoint(source.path)
     if source.kind is not SourceKind.RECIPE:
         raise not_here(source)
-    if source.recipe is not None:
-        recipe = recipe_from_table(source.name, source.recipe, source.folder, source.where)
-    else:
-        recipe = read_recipe(Path(source.where))
 
     def refuse(repo: str, revision: str | None) -> Path:
         raise not_here(source)
 
-    return open_recipe(replace(recipe, gate_mode="random"), fetch=refuse)
+    return open_recipe(replace(recipe_of(source), gate_mode="random"), fetch=refuse)
 
 
 def report_memory(summary: "Summary", kind: str, n_ctx: int) -> dict[str, Any]:
