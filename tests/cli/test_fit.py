@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -16,7 +17,7 @@ from moe_gguf.formats.gguf_file import read_gguf
 from ..runner.tiny_moe import write_moe
 from ..runner.workers import COMMAND, running_worker
 
-BIG = {"n_layer": 32, "n_embd": 4096, "n_ff": 14336, "n_head": 32, "n_head_kv": 8, "n_vocab": 32000}
+BIG: dict[str, Any] = {"n_layer": 32, "n_embd": 4096, "n_ff": 14336, "n_head": 32, "n_head_kv": 8, "n_vocab": 32000}
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from gguf import GGMLQuantizationType
@@ -94,7 +95,7 @@ def test_a_real_load_without_memory_takes_a_smaller_context_unless_one_was_asked
     tmp_path, n_ctx, output, complaint
 ):
     path = tmp_path / "wide.gguf"
-    shape = {"n_layer": 8, "n_embd": 2048, "n_ff": 256, "n_head": 16, "n_head_kv": 16, "n_expert": 1}
+    shape: dict[str, Any] = {"n_layer": 8, "n_embd": 2048, "n_ff": 256, "n_head": 16, "n_head_kv": 16, "n_expert": 1}
     write_moe(path, **shape, n_ctx_train=8192, qtype=GGMLQuantizationType.Q4_K, weights=False)
     command = [sys.executable, "-c", LOAD, str(path), str(n_ctx)]
     process = subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from gguf import GGMLQuantizationType
@@ -35,7 +36,7 @@ from moe_gguf.runner.reasons import explain, flags, span
 from .tiny_moe import tensor_shapes, write_moe
 
 GIB = 2**30
-BIG = {"n_layer": 32, "n_embd": 4096, "n_ff": 14336, "n_head": 32, "n_head_kv": 8, "n_vocab": 32000}
+BIG: dict[str, Any] = {"n_layer": 32, "n_embd": 4096, "n_ff": 14336, "n_head": 32, "n_head_kv": 8, "n_vocab": 32000}
 BIG["n_ctx_train"] = 32768
 
 
