@@ -135,15 +135,16 @@ MODEL = ModelParameter()
 def resolve_source(argument: str | None, prefer_gguf: bool = False) -> ModelSource:
     """Tell what a model argument stands for: a checkpoint folder, a recipe, a GGUF file, or a catalogue name.
 
-    With `prefer_gguf` a catalogue model that has been converted at full precision is that GGUF file. Raises
-    CatalogueError for what is neither path nor name, MoeGgufError for a path that is nothing we read.
+    With `prefer_gguf` a catalogue model that has been converted at full precision is that GGUF file, unless the
+    catalogue or the source has changed since. Raises CatalogueError for what is neither path nor name,
+    MoeGgufError for a path that is nothing we read.
     """
     if argument is not None and os.path.exists(argument):
         path = Path(argument)
         return ModelSource(kind_of_path(path), path.stem, path.parent, str(path), path=path)
     entry = catalogue_model(argument)
     converted = best_gguf(entry.output, TO_QUANTIZE, only=True) if prefer_gguf else None
-    if converted:
+    if converted and converted.stat().st_mtime >= last_change(entry):
         return ModelSource(SourceKind.GGUF, entry.name, entry.folder, entry.where, path=converted, entry=entry)
     if entry.path:
         if not entry.path.exists():
@@ -152,6 +153,14 @@ def resolve_source(argument: str | None, prefer_gguf: bool = False) -> ModelSour
         return ModelSource(kind, entry.name, entry.path.parent, entry.where, path=entry.path, entry=entry)
     kind = SourceKind.HUB if entry.hub else SourceKind.RECIPE
     return ModelSource(kind, entry.name, entry.folder, entry.where, recipe=entry.recipe, hub=entry.hub, entry=entry)
+
+
+def last_change(entry: CatalogueModel) -> float:
+    """Return when the catalogue, or the file that describes a model's source, was last changed."""
+    described_by = [entry.catalogue]
+    if entry.path:
+        described_by += [entry.path, entry.path / "config.json"]
+    return max(path.stat().st_mtime for path in described_by if path.is_file())
 
 
 def kind_of_path(path: Path) -> SourceKind:

@@ -96,7 +96,7 @@ def _open(
     source: str | None, options: Mapping[str, Any]
 ) -> tuple[str, Plan, StoredType, Path, Path | None, list[set[str]]]:
     """Return name, plan, stored types, default folder, tokenizer's folder, and the tensors of each source shard."""
-    resolved = resolve_source(source)
+    resolved = resolve_source(source, prefer_gguf=True)
     if resolved.kind is SourceKind.GGUF and resolved.path:
         file = read_gguf(resolved.path)
         groups = [{t.name for t in file.tensors.values() if t.path == shard} for shard in file.shards]

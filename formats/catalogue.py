@@ -43,12 +43,13 @@ class CatalogueModel:
     """One `[models.NAME]`; exactly one of `path`, `hub` and `recipe` says where its weights come from.
 
     `output` is the folder of its GGUF files; relative paths were relative to `folder`, the catalogue's, and
-    those inside `recipe` still are. `where` is its file and line, for messages.
+    those inside `recipe` still are. `where` is its place in `catalogue`, for messages.
     """
 
     name: str
     title: str
     where: str
+    catalogue: Path
     folder: Path
     output: Path
     path: Path | None = None
@@ -219,7 +220,7 @@ class _Checker:
         fields.setdefault("output", self.folder / "gguf" / name)
         fields["where"] = f"{self.file}:{self.lines.get(path, 1)}"
         fields["results"] = self.results(table.get("results", []), (*path, "results"))
-        return CatalogueModel(name=name, folder=self.folder, recipe=recipe or None, **fields)
+        return CatalogueModel(name=name, catalogue=self.file, folder=self.folder, recipe=recipe or None, **fields)
 
     def one_source(self, table: dict[str, Any], recipe: dict[str, Any], path: KeyPath) -> None:
         """Demand exactly one of path, hub and a recipe with its two necessary fields."""

@@ -95,8 +95,15 @@ def test_quantize_finds_what_convert_wrote(folder: Path) -> None:
     assert resolve_source(None, prefer_gguf=True).kind is SourceKind.CHECKPOINT, "Q8_0 has lost something"
     empty_ggufs(folder / "out", "local-F16.gguf", "local-BF16.gguf")
     found = resolve_source(None, prefer_gguf=True)
-    assert (found.kind, found.path, found.output) == (SourceKind.GGUF, Path("out/local-BF16.gguf"), Path("out"))
+    assert found.path == Path("out/local-BF16.gguf")
+    assert (found.kind, found.output) == (SourceKind.GGUF, Path("out"))
     assert resolve_source(None).kind is SourceKind.CHECKPOINT
+    for changed in (folder / "models.toml", folder / "weights" / "config.json"):
+        later = found.path.stat().st_mtime + 10
+        os.utime(changed, (later, later))
+        assert resolve_source(None, prefer_gguf=True).kind is SourceKind.CHECKPOINT
+        os.utime(changed, (1, 1))
+    assert resolve_source(None, prefer_gguf=True).kind is SourceKind.GGUF
 
 
 def test_the_best_file_to_run(folder: Path) -> None:
