@@ -131,6 +131,8 @@ def _entry_names(file: GgufFile) -> list[str]:
         for suffix in (SUMS_SUFFIX, COUNTS_SUFFIX)
         if name.endswith(suffix)
     }
+    if not all(name.isprintable() for name in names):
+        raise ImatrixError(f"{file.path}: broken, a tensor's name is no text; make it again")
     return sorted(names)
 
 
@@ -233,7 +235,10 @@ class _LegacyReader:
 
     def text(self, length: int) -> str:
         """Read a name."""
-        return bytes(self.take(length)).decode("utf-8", "surrogateescape").rstrip("\0")
+        text = bytes(self.take(length)).decode("utf-8", "surrogateescape").rstrip("\0")
+        if not text.isprintable():
+            raise ImatrixError(f"{self.path}: no importance matrix: no text at byte {self.at - length}")
+        return text
 
     def floats(self, n_values: int) -> np.ndarray:
         """Read float32 values."""
