@@ -12,6 +12,7 @@ from moe_gguf.cli import root
 from moe_gguf.formats.errors import GgufError
 
 from ..command import moe_gguf
+from ..header_only import Shape, entries, fields, write_header_only
 from ..test_imports import HEAVY
 
 CODE = (
@@ -130,6 +131,20 @@ def test_status(
         root.run(["inspect"])
     assert leave.value.code == status
     assert capfd.readouterr().err.strip() == message.strip()
+
+
+@pytest.mark.parametrize("option", ["-v", "--json"])
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+def test_any_text_can_be_printed(option: str, encoding: str, tmp_path: Path) -> None:
+    shape = Shape(n_expert=2, n_layer=1, n_embd=32, n_ff=32, n_head=2, n_head_kv=1, n_vocab=32)
+    path = write_header_only(tmp_path / "a.gguf", fields(shape, general__name="caf\udce9 \N{SNOWMAN}"), entries(shape))
+    done = subprocess.run(
+        [sys.executable, "-c", "from moe_gguf.cli import main; main()", "inspect", option, path],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"caf" in done.stdout
 
 
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
