@@ -68,15 +68,16 @@ def parse_size(text: str) -> int:
 
 
 def check_finished(output: Output, paths: Sequence[Path], tokenizer: Path | None, load: bool = True) -> None:
-    """Read finished files back: their structure, then a decode in llama.cpp and the tokens of a probe text.
+    """Read finished files back: their structure, and with `load` by llama.cpp: a decode, the tokens of a probe text.
 
     Raises OutputError when something is not as planned.
     """
-    from ..formats.readback import check_structure
+    from ..formats.readback import check_structure, check_with_gguf_reader
 
     check_structure(paths, output.entries)
     if not load:
         return
+    check_with_gguf_reader(paths, output.entries)
     if len(paths) > 1:
         say("shards are checked for their structure; llama.cpp loads them by their final names only")
         return

@@ -1,5 +1,6 @@
 """What `moe-gguf quantize` is asked to do, resolved: the plan, its outputs, and what is said of them at the end."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from ..quantize.variants import StoredType, Variant, parse_types, plan_variants,
 from .models import SourceKind, resolve_source
 from .outputs import describe_output, print_output, print_tensors
 from .plans import parse_size, plan_of
-from .terminal import emit_json, say
+from .terminal import detail, emit_json, progress, say
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,12 @@ def warm_up(job: Job) -> None:
     from ..quantize.kernels import warm_up as compile_kernels
 
     types = {choice.qtype for variant in job.variants for choice in variant.choices if choice.converts}
-    compile_kernels([qtype for qtype in types if has_kernel(qtype)], job.imatrix is not None, say)
+    kernels = [qtype for qtype in types if has_kernel(qtype)]
+    started = time.monotonic()
+    with progress(len(kernels), "compile the encoders (kept for next time)", " kernels") as bar:
+        compile_kernels(kernels, job.imatrix is not None, lambda _: bar.update())
+    if (seconds := time.monotonic() - started) > 2:
+        say(f"the encoders were compiled for this processor in {seconds:.1f} s; next time they are there")
 
 
 def report_of(job: Job, encoder: Encoder | None = None, seconds: float | None = None) -> dict[str, Any]:
@@ -172,6 +178,14 @@ def relative_errors(variant: Variant, encoder: Encoder) -> dict[str, float]:
     return {role: float(np.sqrt(error / max(square, 1e-300))) for role, (error, square) in sums.items()}
 
 
+def fallbacks_by_type(fallbacks: Sequence[Mapping[str, str]]) -> dict[tuple[str, str], list[str]]:
+    """Return the names of the tensors that fell back, by the type that was wanted and the one that was used."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for fallback in fallbacks:
+        grouped.setdefault((fallback["wanted"], fallback["type"]), []).append(fallback["name"])
+    return grouped
+
+
 def show(report: Mapping[str, Any], job: Job, options: Mapping[str, Any]) -> None:
     """Print the report as JSON, or as a few lines per output."""
     if options["as_json"]:
@@ -179,8 +193,9 @@ def show(report: Mapping[str, Any], job: Job, options: Mapping[str, Any]) -> Non
         return
     for described, output in zip(report["outputs"], job.outputs, strict=True):
         print_output(described, output.entries)
-        for fallback in described["fallbacks"]:
-            click.echo(f"  {fallback['name']}: {fallback['type']}, its rows do not fit {fallback['wanted']}")
+        for (wanted, used), names in fallbacks_by_type(described["fallbacks"]).items():
+            click.echo(f"  {len(names)} tensors are {used}: their rows cannot be cut into {wanted}'s blocks")
+            detail("    " + ", ".join(names))
         for role, error in described.get("errors", {}).items():
             click.echo(f"  relative error of {role}: {error:.4f}")
         if options["dry_run"]:

@@ -3,18 +3,21 @@
 In: a checkpoint, its hyper-parameters and the planned tensors. Out: GGUF fields in llama.cpp's order.
 """
 
+import logging
 import re
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gguf import GGUFWriter, Metadata, size_label
 from gguf.constants import GGML_QUANT_VERSION, GGUFType, GGUFValueType, RopeScalingType
+from gguf.gguf_writer import GGUFValue
 
 from ..formats.checkpoint import Checkpoint, Parent
 from ..formats.config import ModelConfig
 from ..formats.errors import CheckpointError
-from ..formats.gguf_fields import Field, field_of
+from ..formats.gguf_fields import Field, field_of, pack_fields
 from ..formats.plan import PlannedTensor
 from .architectures import Architecture
 from .rope import rope_fields
@@ -29,13 +32,26 @@ def describe(
     writer = GGUFWriter(None, architecture.name)
     writer.add_type(GGUFType.MODEL)
     general = general_metadata(checkpoint, tensors)
-    general.set_gguf_meta_model(writer)
+    try:
+        general.set_gguf_meta_model(writer)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise CheckpointError(f"{checkpoint.card_folder}: broken model card or generation config: {error}") from None
     _add_hyper_parameters(writer, config, architecture)
     _add_family(writer, config, architecture)
-    return {
-        key: field_of(value.value) if value.type is GGUFValueType.ARRAY else Field(value.value, value.type)
-        for key, value in writer.kv_data[0].items()
-    }
+    return {key: _field(key, value, checkpoint) for key, value in writer.kv_data[0].items()}
+
+
+def _field(key: str, value: GGUFValue, checkpoint: Checkpoint) -> Field:
+    """Return a field that can be packed: model cards and generation configs may hold anything."""
+    try:
+        field = field_of(value.value) if value.type is GGUFValueType.ARRAY else Field(value.value, value.type)
+        pack_fields({key: field})
+    except (struct.error, TypeError, ValueError, AttributeError, OverflowError):
+        raise CheckpointError(
+            f"{checkpoint.card_folder}: {key} would be {value.value!r:.80}, which GGUF cannot hold; "
+            "correct the model card or generation_config.json"
+        ) from None
+    return field
 
 
 def general_metadata(checkpoint: Checkpoint, tensors: Sequence[PlannedTensor]) -> Metadata:
@@ -45,6 +61,7 @@ def general_metadata(checkpoint: Checkpoint, tensors: Sequence[PlannedTensor]) -
     """
     shared, expert, n_expert = count_parameters(tensors)
     total = shared + expert * n_expert
+    logging.getLogger("metadata").addHandler(logging.NullHandler())  # gguf's remarks on odd cards
     try:
         metadata = Metadata.load(None, checkpoint.card_folder or Path(checkpoint.name), None, total)
     except Exception as error:

@@ -197,7 +197,9 @@ def check_outputs(outputs: Iterable[Output], inputs: Iterable[str]) -> None:
 
 
 def _may_be_replaced(path: Path) -> bool:
-    """Tell whether a file is GGUF or empty: nothing else is ever overwritten, even with --force."""
+    """Tell whether a file is called or is GGUF, or is empty: nothing else is overwritten, even with --force."""
+    if path.suffix.lower() == ".gguf":
+        return True
     with open(path, "rb") as file:
         return file.read(4) in (b"GGUF", b"")
 

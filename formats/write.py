@@ -215,11 +215,11 @@ class _Run:
             return
         row, column = slab.start + bad[0], bad[1]
         name, source_row = locate(tensor, row)
-        where = self.plan.source.tensors[name].where if name in self.plan.source.tensors else "the plan"
-        expert = ""
-        if tensor.n_expert:
-            number, source_row = divmod(row, tensor.n_rows // tensor.n_expert)
-            expert = f"expert {number}, "
+        info = self.plan.source.tensors.get(name)
+        where = info.where if info else "the plan"
+        expert = f"expert {row // (tensor.n_rows // tensor.n_expert)}, " if tensor.n_expert else ""
+        if info is not None and len(info.shape) == 3:
+            source_row %= info.shape[1]
         raise CheckpointError(
             f"NaN or infinity in {name} ({where}), {expert}row {source_row}, column {column}, for {tensor.name}; "
             "merge again, or go on with --allow-nonfinite"
