@@ -1,5 +1,6 @@
 """A model's facts from its headers: counted by hand here, and as they are published."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,11 @@ from gguf.constants import MODEL_TENSOR, TENSOR_NAMES, GGMLQuantizationType
 from hypothesis import given
 from hypothesis import strategies as st
 from moe_gguf.formats.gguf_file import read_gguf
+from moe_gguf.formats.llamacpp import listening, llama
 from moe_gguf.formats.summary import Role, Summary, TensorFacts, role_of, summarize_gguf
 
+from ..checkpoints import Tiny, write_checkpoint
+from ..command import moe_gguf
 from ..header_only import MISTRAL_4X7B, MIXTRAL_8X7B, Shape, entries, fields, write_header_only
 
 SMALL = Shape(n_expert=3, n_layer=2, n_embd=64, n_ff=96, n_head=4, n_head_kv=2, n_vocab=100)
@@ -59,6 +63,24 @@ def test_kv_cache(tmp_path: Path) -> None:
     assert uneven.kv_bytes(256) == 256 * 3 * 2 * 16 * 2
     latent = summary_of(tmp_path, SMALL, llama__attention__kv_lora_rank=8)
     assert latent.kv_bytes(256) is None
+
+
+def test_kv_cache_is_what_llamacpp_allocates(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    assert moe_gguf("convert", write_checkpoint(tmp_path / "tiny", Tiny()), "-o", path, "-q").status == 0
+    llama_cpp, lines = llama(), []
+    with listening(lambda _, text: lines.append(text)):
+        model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = 8000
+        context = llama_cpp.llama_init_from_model(model, params)
+        llama_cpp.llama_free(context)
+        llama_cpp.llama_model_free(model)
+    allocated = re.search(r"KV buffer size = +([\d.]+) MiB", "".join(lines))
+    assert allocated
+    predicted = summarize_gguf(read_gguf(path)).kv_bytes(8000)
+    assert predicted
+    assert f"{predicted / 2**20:.2f}" == allocated[1]
 
 
 def test_experts_of_their_own_are_counted(tmp_path: Path) -> None:
