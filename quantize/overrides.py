@@ -41,7 +41,8 @@ def parse_kv_override(text: str) -> KvOverride:
             raise PlanError(f"metadata override {text!r}: a bool is true or false")
         return KvOverride(key, value == "true")
     try:
-        number = int(value) if kind == "int" else float(value)
+        # Python reads 1_000, llama.cpp would stop at the underscore.
+        number = int(value.replace("_", "?")) if kind == "int" else float(value.replace("_", "?"))
     except ValueError:
         raise PlanError(f"metadata override {text!r}: {value!r} is not a number of type {kind}") from None
     if isinstance(number, int) and abs(number) >= 2**32:

@@ -294,6 +294,21 @@ def test_every_choice_has_a_reason_and_an_exact_size() -> None:
     assert sum(c.n_bytes for c in choices.values()) > 0
 
 
+PUBLISHED = {
+    8: {"Q4_K_M": 28.45, "Q5_K_M": 33.23, "Q6_K": 38.38, "Q8_0": 49.63, "F16": 93.41},
+    4: {"Q4_K_M": 14.61, "Q5_K_M": 17.13, "Q6_K": 19.82, "Q8_0": 25.67, "F16": 48.31},
+}
+
+
+@pytest.mark.parametrize(("n_expert", "type_name"), [(n, name) for n, sizes in PUBLISHED.items() for name in sizes])
+def test_sizes_of_files_that_were_published(n_expert: int, type_name: str) -> None:
+    """Files of Mixtral's shape, in GB; their headers take less than 0.01 GB."""
+    shape = Shape(n_layer=32, n_expert=n_expert, n_head=32, n_head_kv=8, n_embd=4096, n_ff=14336, n_vocab=32000)
+    facts = ModelFacts("llama", 32, 32, 8, n_expert, tied=False)
+    choices = choose_types(facts, tensors_of(shape), parse_file_type(type_name))
+    assert sum(choice.n_bytes for choice in choices) / 1e9 == pytest.approx(PUBLISHED[n_expert][type_name], abs=0.01)
+
+
 def test_a_layer_outside_the_model_is_refused() -> None:
     facts = ModelFacts("llama", 2, 8, 2, 4, tied=True)
     for name in ("blk.2.ffn_down_exps.weight", "mtp.ffn_down.weight"):
