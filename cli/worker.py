@@ -1,5 +1,7 @@
 """`moe-gguf worker`: serves this machine's devices to another one through llama.cpp's RPC backend."""
 
+from pathlib import Path
+
 import click
 
 from .terminal import say, verbosity, warn
@@ -33,4 +35,6 @@ def command(host: str, port: int, threads: int | None, device: str | None, cache
             "encryption; use it in a network that you trust only"
         )
     say(f"serving {', '.join(names)}; use it with --rpc {host}:{port}, end it with Ctrl-C")
+    if cache:
+        Path(cache).mkdir(parents=True, exist_ok=True)
     serve(host, port, threads or best_thread_count(), names, cache)

@@ -24,6 +24,8 @@ REBUILD = (
     "--no-binary llama-cpp-python llama-cpp-python"
 )
 CONNECT_SECONDS = 5.0
+POINTER = ctypes.c_void_p
+HELLO, HELLO_BYTES = 14, 24
 # from ggml/src/ggml-rpc/ggml-rpc.cpp: what ggml_abort is given when a connection breaks
 LOST_CONNECTION = ("RPC server", "RPC handshake", "ggml-rpc")
 
@@ -98,8 +100,10 @@ def add_servers(endpoints: Sequence[str]) -> list[str]:
     this version of the protocol, or has no device. From then on a worker that goes away ends the process with
     one line and status 1.
     """
-    connect = rpc_function("ggml_backend_rpc_add_server", (ctypes.c_char_p,), ctypes.c_void_p)
-    register = linked("ggml_backend_register", "ggml", (ctypes.c_void_p,))
+    connect = rpc_function("ggml_backend_rpc_add_server", (ctypes.c_char_p,), POINTER)
+    register = linked("ggml_backend_register", "ggml", (POINTER,))
+    open_backend = linked("ggml_backend_dev_init", "ggml-base", (POINTER, ctypes.c_char_p), POINTER)
+    first_device = linked("ggml_backend_reg_dev_get", "ggml-base", (POINTER, ctypes.c_size_t), POINTER)
     names = []
     for endpoint in endpoints:
         host, port = parse_endpoint(endpoint)
@@ -112,12 +116,16 @@ def add_servers(endpoints: Sequence[str]) -> list[str]:
                 raise EngineError(f"the worker {endpoint} offers no device")
             before = {device.name for device in list_devices()}
             register(registry)
+            # a backend holds the connection: without one llama.cpp connects anew for every question, and could
+            # find that the worker's only place was given to another client meanwhile
+            _held.append(open_backend(first_device(registry, 0), None))
             _added[address] = [device.name for device in list_devices() if device.name not in before]
         names += _added[address]
     return names
 
 
 _added: dict[str, list[str]] = {}
+_held: list[int] = []
 
 
 def _resolve(host: str) -> str:
@@ -130,21 +138,23 @@ def _resolve(host: str) -> str:
 def check_worker(host: str, port: int) -> None:
     """Greet a worker the way llama.cpp does, so that a wrong address is an error rather than an abort.
 
-    The greeting is RPC_CMD_HELLO of ggml/src/ggml-rpc/ggml-rpc.cpp: | 14 | size, 8 bytes | capabilities |, answered
-    by | size, 8 bytes | major, minor, patch, 1 byte each | ... |. Raises EngineError.
+    The greeting is RPC_CMD_HELLO of ggml/src/ggml-rpc/ggml-rpc.cpp, numbers little-endian:
+    | 14, 1 byte | 24, 8 bytes | 24 zeros |, answered by | size, 8 bytes | major, minor, patch, 1 byte each | ... |.
+    Raises EngineError.
     """
-    where = f"{host}:{port}"
+    where, answer = f"{host}:{port}", b""
+    advice = f"start one there with `moe-gguf worker --port {port}`"
     try:
         with socket.create_connection((host, port), CONNECT_SECONDS) as connection:
-            connection.sendall(bytes([14]) + (24).to_bytes(8, "little") + bytes(24))
-            answer = _receive(connection, 11)
+            connection.sendall(bytes([HELLO]) + HELLO_BYTES.to_bytes(8, "little") + bytes(HELLO_BYTES))
+            try:
+                answer = _receive(connection, 11)
+            except TimeoutError:
+                raise EngineError(f"the worker at {where} is busy: it serves one client at a time") from None
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise EngineError(
-            f"no worker answers at {where}: {reason}; start one there with `moe-gguf worker --host ... --port {port}`"
-        ) from error
+        raise EngineError(f"no worker answers at {where}: {error.strerror or error}; {advice}") from error
     if len(answer) < 11:
-        raise EngineError(f"what answers at {where} is not a worker of llama.cpp's RPC protocol, or is busy")
+        raise EngineError(f"what answers at {where} is not a worker, or one of another version of llama.cpp")
 
 
 def _receive(connection: socket.socket, n_bytes: int) -> bytes:

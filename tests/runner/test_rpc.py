@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from moe_gguf.formats.errors import EngineError
+from moe_gguf.runner import rpc
 from moe_gguf.runner.devices import Device
 from moe_gguf.runner.rpc import add_servers, check_worker, is_loopback, parse_endpoint, served_devices
 
@@ -122,6 +123,15 @@ def test_another_kind_of_server_is_no_worker():
         with pytest.raises(EngineError, match=r"not a worker|no worker answers"):
             check_worker("127.0.0.1", port)
         thread.join()
+
+
+def test_a_worker_that_serves_another_client_is_busy(monkeypatch):
+    monkeypatch.setattr(rpc, "CONNECT_SECONDS", 0.3)
+    with running_worker() as (address, _), socket.create_connection(parse_endpoint(address)) as client:
+        client.sendall(bytes([14]) + (24).to_bytes(8, "little") + bytes(24))
+        assert client.recv(8)
+        with pytest.raises(EngineError, match="is busy: it serves one client at a time"):
+            add_servers([address])
 
 
 @pytest.mark.parametrize("text", ["", "host", "host:", ":5", "host:0", "host:70000", "host:port"])
