@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from ..formats.errors import EngineError, ImatrixError, MoeGgufError, OutputError, PlanError
+from ..formats.errors import EngineError, GgufError, ImatrixError, MoeGgufError, OutputError, PlanError
 from ..formats.gguf_file import SPLIT_NAME, tensor_bytes
 from .file_types import FileType, parse_file_type
 from .imatrix import Imatrix
@@ -203,7 +203,7 @@ def _log_from_json(result: Mapping[str, Any]) -> StockLog:
 
 def _check_paths(source: Path, target: Path | None, dry_run: bool) -> None:
     if not source.is_file():
-        raise EngineError(f"{source}: no such file")
+        raise GgufError(f"{source}: no such file")
     if dry_run:
         return
     if target is None:

@@ -26,6 +26,9 @@ _FALLBACK = re.compile(r"^warning: (\S+) +- ncols .* \(required for type +(\S+)\
 _FAILED = re.compile(r"failed to quantize: (.*)", re.DOTALL)
 _WARNS, _FAILS = 3, 4
 
+# What llama.cpp warns of although it was asked for, or although the log has a place of its own for it.
+_TOLD_OTHERWISE = ("applying manual override", "required fallback quantization", "will require an imatrix")
+
 
 @dataclass(frozen=True)
 class StockJob:
@@ -227,7 +230,7 @@ class _LogParser:
             self.log.fallbacks[fallback[1]] = GGMLQuantizationType[fallback[2].upper()]
         elif "did not find weights" in line or "imatrix size" in line:
             self.log.warnings.append(line.strip("= "))
-        elif level == _WARNS and line.strip():
+        elif level == _WARNS and line.strip() and not any(words in line for words in _TOLD_OTHERWISE):
             self.log.warnings.append(line.strip())
         self.log.needs_imatrix |= "will require an imatrix" in line
 

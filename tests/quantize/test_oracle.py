@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from gguf import GGMLQuantizationType
-from moe_gguf.formats.errors import EngineError, ImatrixError, OutputError, PlanError
+from moe_gguf.formats.errors import EngineError, GgufError, ImatrixError, OutputError, PlanError
 from moe_gguf.formats.gguf_file import read_gguf
 from moe_gguf.quantize.choices import RecipeOptions
 from moe_gguf.quantize.facts import facts_of
@@ -199,6 +199,16 @@ def test_warnings_tell_of_tensors_that_the_matrix_lacks(sources: Path, tmp_path:
     assert not any(name in warning for warning in report.warnings)
 
 
+def test_what_was_asked_for_is_no_warning(tmp_path: Path) -> None:
+    source = write_header(tmp_path / "header.gguf", Shape(n_layer=2, n_embd=576))
+    types = [("attn_v", GGMLQuantizationType.Q8_0)]
+    report = quantize_file(source, None, "IQ3_XXS", tensor_types=types, dry_run=True)
+    assert report.types["blk.1.attn_v.weight"] == GGMLQuantizationType.Q8_0
+    assert report.fallbacks["blk.1.attn_q.weight"] == GGMLQuantizationType.IQ2_S
+    assert report.needs_imatrix is False
+    assert report.warnings == ()
+
+
 def test_refusals_are_one_line_and_leave_nothing(sources: Path, tmp_path: Path) -> None:
     source, target = sources / "f32.gguf", tmp_path / "out.gguf"
     broken = tmp_path / "broken.gguf"
@@ -212,7 +222,7 @@ def test_refusals_are_one_line_and_leave_nothing(sources: Path, tmp_path: Path) 
         (PlanError, lambda: quantize_file(sources / "q8_0.gguf", target, "Q4_0")),
         (PlanError, lambda: quantize_file(source, target, "Q4_Q")),
         (EngineError, lambda: quantize_file(broken, target, "Q4_0")),
-        (EngineError, lambda: quantize_file(tmp_path / "none.gguf", target, "Q4_0")),
+        (GgufError, lambda: quantize_file(tmp_path / "none.gguf", target, "Q4_0")),
         (OutputError, lambda: quantize_file(source, tmp_path / "none" / "out.gguf", "Q4_0")),
         (OutputError, lambda: quantize_file(source, source, "Q4_0")),
         (OutputError, lambda: quantize_file(source, None, "Q4_0")),
