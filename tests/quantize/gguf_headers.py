@@ -9,6 +9,33 @@ from gguf import GGMLQuantizationType
 from moe_gguf.formats.gguf_file import tensor_bytes
 from moe_gguf.quantize.tensor_types import TensorShape
 
+# What llama.cpp asks of the rarer families besides the sizes.
+_LINEAR_ATTENTION: dict[str, int | float] = {
+    "attention.key_length_mla": 64,
+    "attention.value_length_mla": 64,
+    "attention.q_lora_rank": 64,
+    "attention.kv_lora_rank": 64,
+    "ssm.conv_kernel": 4,
+    "kda.head_dim": 64,
+    "kda.gate_lower_bound": -1.0,
+    "expert_shared_count": 1,
+    "leading_dense_block_count": 1,
+    "expert_gating_func": 2,
+}
+_MORE_KEYS: dict[str, dict[str, int | float]] = {
+    "bailingmoe3": _LINEAR_ATTENTION,
+    "glm5-next": {
+        **_LINEAR_ATTENTION,
+        "attention.indexer.head_count": 4,
+        "attention.indexer.key_length": 64,
+        "attention.indexer.top_k": 64,
+        "attention.indexer.kpool": 4,
+        "hyper_connection.count": 4,
+        "hyper_connection.sinkhorn_iterations": 2,
+        "hyper_connection.epsilon": 1e-6,
+    },
+}
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -134,6 +161,9 @@ def hyper_parameters(writer: gguf.GGUFWriter, shape: Shape) -> None:
         writer.add_expert_count(shape.n_expert)
         writer.add_expert_used_count(min(2, shape.n_expert))
         writer.add_expert_feed_forward_length(shape.n_ff)
+    for key, value in _MORE_KEYS.get(shape.family, {}).items():
+        add = writer.add_uint32 if isinstance(value, int) else writer.add_float32
+        add(f"{shape.family}.{key}", value)  # type: ignore[arg-type]
     if shape.family.startswith("deepseek"):
         writer.add_leading_dense_block_count(1)
         writer.add_expert_shared_count(1)

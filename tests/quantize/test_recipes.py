@@ -128,6 +128,39 @@ def test_the_full_grid(tmp_path: Path) -> None:
         path.unlink()
 
 
+SOME_TYPES = ("F16", "Q8_0", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q2_K", "IQ3_XXS", "IQ2_M", "MXFP4_MOE", "Q4_0", "COPY")
+
+# Parts of names that mean something to llama.cpp, and some that only look like it.
+STRANGE_NAMES = """
+    position_embd token_types token_embd_norm per_layer_token_embd per_layer_model_proj v.patch_embd cls.output
+    v.blk.0.patch_merger v.position_embd v.rel_pos_h sam.neck.0 sam.net_2 sam.pos_embd a.rvq.codebook mm.a.code_embd
+    nextn.eh_proj a.weight_scale
+"""
+STRANGE_PARTS = """
+    ffn_gate_tid2eid ffn_gate_inp_shexp ffn_gate_up_exps altup_proj laurel_l ssm_conv1d shortconv.conv nextn.eh_proj
+    indexer.k_proj indexer.q_proj indexer.attn_q_b indexer.attn_k indexer.proj indexer_compressor_gate
+    indexer_compressor_ape hc_attn ssm_f_a ssm_f_b ssm_g_a ssm_g_b ssm_beta ssm_in attn_kv_a_mqa attn_k_b attn_v_b
+    attn_q_a attn_q_b attn_qkv attn_kv_b attn_rel_b attn_norm_2 attn_sub_norm attn_q_norm time_mix_first time_mix_w0
+    time_mix_w1 time_mix_w2 time_mix_v0 time_mix_v1 time_mix_v2 time_mix_a0 time_mix_a1 time_mix_a2 time_mix_g1
+    time_mix_g2 time_mix_decay_w1 time_mix_decay_w2 time_mix_lerp_fused time_mix_key
+"""
+
+
+@pytest.mark.parametrize("family", ["llama", "glm5-next", "bailingmoe3"])
+def test_names_with_rules_of_their_own(tmp_path: Path, family: str) -> None:
+    shape = Shape(family=family, n_layer=10, n_expert=4)
+    names = [f"{name}.weight" for name in STRANGE_NAMES.split()]
+    names += [f"blk.{i}.{part}.{end}" for i in (0, 5) for part in STRANGE_PARTS.split() for end in ("weight", "bias")]
+    sizes = ((512, 512), (512, 64, 4), (512, 1, 2), (1, 512), (512, 1))
+    strange = [TensorShape(name, sizes[i % len(sizes)], T.F16) for i, name in enumerate(names)]
+    tensors = [*tensors_of(shape), *strange, *(TensorShape(f"x{name}", (512, 512), T.F16) for name in names)]
+    file = read_gguf(write_header(tmp_path / "header.gguf", shape, tensors))
+    facts = facts_of(file.metadata, file.tensors)
+    for type_name, has_imatrix in product(SOME_TYPES, (False, True)):
+        options = RecipeOptions(tensor_types=((r"^xblk.*ffn_", T.Q8_0),))
+        assert compare(file, facts, parse_file_type(type_name), options, has_imatrix)
+
+
 OPTIONS = {
     "pure": RecipeOptions(pure=True),
     "leave": RecipeOptions(leave_output_tensor=True),
@@ -141,7 +174,6 @@ OPTIONS = {
         tensor_types=(("down", T.Q5_1),), output_tensor_type=T.Q8_0, token_embedding_type=T.Q8_0, prune_layers=(2,)
     ),
 }
-SOME_TYPES = ("F16", "Q8_0", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q2_K", "IQ3_XXS", "IQ2_M", "MXFP4_MOE", "Q4_0", "COPY")
 
 
 @pytest.mark.parametrize("name", OPTIONS)
