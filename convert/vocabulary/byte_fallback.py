@@ -31,13 +31,14 @@ def byte_fallback_rows(
     vocab: Mapping[str, int], merges: Merges, added: Mapping[int, AddedToken], unknown: str | None
 ) -> dict[int, tuple[str, int, float]]:
     """Return (text, type, score) by id, scores rebuilt from the ranks of the merges."""
-    scores = scores_from_merges(vocab, merges)
+    outside = _BYTES | {token.content for token in added.values()}
+    scores = scores_from_merges([text for text in vocab if text not in outside], vocab, merges)
     rows: dict[int, tuple[str, int, float]] = {}
     for text, token_id in vocab.items():
         if text in _BYTES:
             rows[token_id] = (text, int(TokenType.BYTE), 0.0)
         else:
-            rows[token_id] = (text, int(TokenType.NORMAL), scores[text])
+            rows[token_id] = (text, int(TokenType.NORMAL), scores.get(text, ADDED_SCORE))
     for token_id, token in added.items():
         if token.content not in _BYTES:
             rows[token_id] = (*added_row(token), ADDED_SCORE)
@@ -50,12 +51,11 @@ def byte_fallback_rows(
 _BYTES = frozenset(BYTE_TOKENS)
 
 
-def scores_from_merges(vocab: Mapping[str, int], merges: Merges) -> dict[str, float]:
-    """Return a score for every token: by the first merge that makes it, then the rest in order of id."""
+def scores_from_merges(texts: Iterable[str], id_of: Mapping[str, int], merges: Merges) -> dict[str, float]:
+    """Return a score for each text: by the first merge that makes it, then the rest in order of id."""
     made = dict.fromkeys(left + right for left, right in merges)
-    rest = (text for text, _ in sorted(vocab.items(), key=lambda item: item[1]) if text not in made)
-    order = [*made, *(text for text in rest if text not in _BYTES)]
-    return {text: 0.0 - rank for rank, text in enumerate(order)} | dict.fromkeys(_BYTES, 0.0)
+    order = [*made, *sorted((text for text in texts if text not in made), key=lambda text: id_of[text])]
+    return {text: 0.0 - rank for rank, text in enumerate(order)}
 
 
 def merge_warnings(vocab: Mapping[str, int], merges: Merges) -> tuple[str, ...]:
