@@ -168,9 +168,9 @@ def _check_count(gatherer: _Gatherer, layer: int) -> None:
     found = count_experts(gatherer.tensors, architecture.experts, layer)
     routers = [gatherer.tensors.get(name.format(layer=layer)) for rule in architecture.router for name in rule.hf_names]
     rows = next((router.shape[0] for router in routers if router and router.shape), n_expert)
-    if found > n_expert or rows != n_expert:
+    if found > n_expert or found == rows != n_expert:
         raise CheckpointError(
-            f"layer {layer} has {max(found, rows)} experts, config.json says num_local_experts {n_expert}; correct it"
+            f"layer {layer} has {found} experts, config.json says num_local_experts {n_expert}; correct it"
         )
 
 

@@ -41,14 +41,14 @@ def read_journal(path: Path, identity: Mapping[str, str]) -> Progress | None:
     except FileNotFoundError:
         return None
     except ValueError:
-        raise OutputError(f"{place}: broken journal; remove it, or start again with --force") from None
+        raise OutputError(f"{place}: broken journal; remove it, or drop it with --force") from None
     if not lines:
         return None
     difference = _difference(lines[0], identity)
     if difference:
         raise OutputError(
             f"{place}: the unfinished run it belongs to differs: {difference}; "
-            "undo that to go on, or start again with --force"
+            "undo that to go on, or drop it with --force"
         )
     done = max((line.get("done", 0) for line in lines[1:]), default=0)
     return Progress(done, any(line.get(COMPLETE) for line in lines[1:]))

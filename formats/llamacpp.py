@@ -54,17 +54,6 @@ def ggml(name: str) -> ctypes.CDLL:
     raise EngineError(f"this build of llama.cpp has no {name} library in {library_folder()}")
 
 
-def json_schema_grammar(schema: str) -> str:
-    """Return the GBNF grammar of a JSON schema, by llama.cpp's converter. Raises EngineError for a broken schema."""
-    llama()
-    from llama_cpp.llama_grammar import json_schema_to_gbnf
-
-    try:
-        return json_schema_to_gbnf(schema)
-    except Exception as error:
-        raise EngineError(f"the JSON schema cannot become a grammar: {type(error).__name__}: {error}") from error
-
-
 _listeners: list[Callable[[int, str], None]] = []
 
 

@@ -19,7 +19,7 @@ from .gguf_layout import (
     shard_path,
     split_fields,
 )
-from .journal import COMPLETE, add_to_journal, journal_path, read_journal, start_journal
+from .journal import COMPLETE, Progress, add_to_journal, journal_path, read_journal, start_journal
 from .positional import PositionalFile
 
 
@@ -73,24 +73,35 @@ class PartialOutput:
         self.shards = output.shards()
         digest = blake2b(b"".join(layout.header for _, layout in self.shards), digest_size=16).hexdigest()
         self._identity = {**identity, "what is written": f"{output.label} {digest}"}
-        progress = None if force else read_journal(output.path, self._identity)
+        progress = self._progress(force)
         existing = [path for path, _ in self.shards if path.exists()]
-        self.finished = bool(progress and progress.complete and len(existing) == len(self.shards))
         if existing and not force and not (progress and progress.complete):
             raise OutputError(f"{existing[0]}: exists already; choose another name, or overwrite it with --force")
-        self._resumable = progress is not None and all(self._is_whole(*shard) for shard in self.shards)
+        complete = progress is not None and progress.complete
+        self._resumable = progress is not None and all(self._is_whole(*shard, complete) for shard in self.shards)
         self.done = progress.done if progress and self._resumable else 0
+        self.finished = bool(progress and progress.complete and self._resumable)
         self._places: dict[str, tuple[PositionalFile, int, int]] = {}
         self._files: list[PositionalFile] = []
+
+    def _progress(self, force: bool) -> Progress | None:
+        """Return how far an earlier run came; with `force` one that does not match counts for nothing."""
+        try:
+            return read_journal(self.output.path, self._identity)
+        except OutputError:
+            if force:
+                return None
+            raise
 
     @staticmethod
     def partial(path: Path) -> Path:
         """Return the temporary name of a file."""
         return path.with_name(path.name + ".partial")
 
-    def _is_whole(self, path: Path, layout: ShardLayout) -> bool:
+    def _is_whole(self, path: Path, layout: ShardLayout, complete: bool) -> bool:
+        """Tell whether a file has its full size; a complete one may have got its final name already."""
         partial = self.partial(path)
-        there = partial if partial.exists() else path
+        there = path if complete and not partial.exists() else partial
         return there.exists() and there.stat().st_size == layout.n_bytes
 
     def missing_bytes(self) -> int:
@@ -109,19 +120,18 @@ class PartialOutput:
         if self.finished:
             return
         if not self._resumable:
-            start_journal(self.output.path, self._identity)
+            self.forget()
         for path, layout in self.shards:
-            partial = self.partial(path)
-            fresh = not self._resumable
-            file = PositionalFile(partial, os.O_RDWR | (os.O_CREAT | os.O_TRUNC if fresh else 0))
+            file = PositionalFile(self.partial(path), os.O_RDWR | os.O_CREAT | (0 if self._resumable else os.O_TRUNC))
             self._files.append(file)
-            if fresh:
-                os.truncate(file.descriptor if os.truncate in os.supports_fd else partial, layout.n_bytes)
-                file.write(0, layout.header)
+            os.ftruncate(file.descriptor, layout.n_bytes)
+            # Written again by a run that goes on: it may not have reached the disk before the power went.
+            file.write(0, layout.header)
             for entry in self.output.entries:
                 if entry.name in layout.offsets:
-                    n_rows = entry.n_bytes // row_bytes(entry)
-                    self._places[entry.name] = (file, layout.offsets[entry.name], entry.n_bytes // n_rows)
+                    self._places[entry.name] = (file, layout.offsets[entry.name], row_bytes(entry))
+        if not self._resumable:
+            start_journal(self.output.path, self._identity)
 
     def put(self, name: str, row: int, data: memoryview) -> None:
         """Write encoded rows of a tensor, from `row` on."""
