@@ -7,9 +7,9 @@ in which the weights lie. Formulas and layouts: ggml/src/ggml-quants.c, ggml/src
 import numpy as np
 
 from .jit import inlined, kernel
-from .search import NEAREST_LIMIT, clamp, positive_scale, scale_and_min, smaller
+from .search import NEAREST_LIMIT, clamp, positive_scale, scale_and_min
 from .tiles import aligned, from_half, load_blocks, load_importance, report, to_half, to_lanes
-from .vectors import LANES, absolute, load, nearest, select, splat, store, to_int
+from .vectors import LANES, absolute, load, nearest, select, smaller, splat, store, to_int
 from .weights import mean_square, weigh, weigh_plain
 
 BLOCK = 256
@@ -153,7 +153,9 @@ def pack_q2_k(tile, found, lane, half_d, half_m, out, at):
 
 
 @inlined
-def encode_tiles(source, kind, n_blocks, imatrix, blocks_per_row, out, doubtful, n_sub, n_max, n_scale_max, n_bytes):
+def encode_tiles(
+    source, kind, n_blocks, imatrix, blocks_per_row, out, doubtful, pack, n_sub, n_max, n_scale_max, n_bytes
+):
     tile, x = aligned(BLOCK * LANES), aligned(BLOCK * LANES)
     scratch = aligned(64 * LANES)
     found = aligned(10 * 16 * LANES).reshape(10, 16 * LANES)
@@ -171,24 +173,19 @@ def encode_tiles(source, kind, n_blocks, imatrix, blocks_per_row, out, doubtful,
         for lane in range(min(LANES, n_blocks - first)):
             at = (first + lane) * n_bytes
             d, m = halves[lane], halves[LANES + lane]
-            if n_max == 15:
-                pack_q4_k(tile, found, lane, d, m, out, at)
-            elif n_max == 31:
-                pack_q5_k(tile, found, lane, d, m, out, at)
-            else:
-                pack_q2_k(tile, found, lane, d, m, out, at)
+            pack(tile, found, lane, d, m, out, at)
 
 
 @kernel
 def encode_q4_k(source, kind, n_blocks, imatrix, blocks_per_row, out, doubtful):
-    encode_tiles(source, kind, n_blocks, imatrix, blocks_per_row, out, doubtful, 8, 15, 63, 144)
+    encode_tiles(source, kind, n_blocks, imatrix, blocks_per_row, out, doubtful, pack_q4_k, 8, 15, 63, 144)
 
 
 @kernel
 def encode_q5_k(source, kind, n_blocks, imatrix, blocks_per_row, out, doubtful):
-    encode_tiles(source, kind, n_blocks, imatrix, blocks_per_row, out, doubtful, 8, 31, 63, 176)
+    encode_tiles(source, kind, n_blocks, imatrix, blocks_per_row, out, doubtful, pack_q5_k, 8, 31, 63, 176)
 
 
 @kernel
 def encode_q2_k(source, kind, n_blocks, imatrix, blocks_per_row, out, doubtful):
-    encode_tiles(source, kind, n_blocks, imatrix, blocks_per_row, out, doubtful, 16, 3, 15, 84)
+    encode_tiles(source, kind, n_blocks, imatrix, blocks_per_row, out, doubtful, pack_q2_k, 16, 3, 15, 84)

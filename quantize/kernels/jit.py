@@ -12,7 +12,7 @@ from numba import njit
 
 def inlined(function: Callable[..., Any]) -> Any:
     """Compile a part of a kernel; LLVM puts it into its callers."""
-    return njit(function, forceinline=True, error_model="numpy")
+    return njit(function, forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def kernel(function: Callable[..., Any]) -> Any:

@@ -7,9 +7,22 @@ weights lie. Formulas and layouts: ggml/src/ggml-quants.c, ggml/src/ggml-common.
 import numpy as np
 
 from .jit import inlined, kernel
-from .search import clamp, is_finite, larger, largest, scale_and_min, smaller, symmetric_scale
+from .search import clamp, is_finite, largest, scale_and_min, symmetric_scale
 from .tiles import aligned, load_blocks, load_importance, report, to_half, to_lanes, widen
-from .vectors import LANES, absolute, load, nearest, pack_bits, round_away, select, splat, store, to_int
+from .vectors import (
+    LANES,
+    absolute,
+    larger,
+    load,
+    nearest,
+    pack_bits,
+    round_away,
+    select,
+    smaller,
+    splat,
+    store,
+    to_int,
+)
 from .weights import weigh
 
 BLOCK = 32

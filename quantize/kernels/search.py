@@ -8,20 +8,10 @@ it did what C does: where a value leaves the range in which `nearest_int` rounds
 import numpy as np
 
 from .jit import inlined
-from .vectors import LANES, absolute, any_lane, load, nearest, select, splat, store
+from .vectors import LANES, absolute, larger, load, nearest, select, smaller, splat, store
 
 NEAREST_LIMIT = np.float32(4194303.0)
 GROUP_MAX_EPS = np.float32(1e-15)
-
-
-@inlined
-def smaller(a, b):
-    return select(a < b, a, b)
-
-
-@inlined
-def larger(a, b):
-    return select(a > b, a, b)
 
 
 @inlined
@@ -162,55 +152,6 @@ def symmetric_scale(x, w, start, n, n_max, wx):
     empty = magnitude < GROUP_MAX_EPS
     valid = is_finite(total) & (absolute(level_inverse * extreme) <= NEAREST_LIMIT)
     return select(empty, 0, scale), select(empty, 0, level_inverse), magnitude, valid | empty
-
-
-@inlined
-def refined_scale(x, start, n, n_max, levels, levels_start):
-    """make_q3_quants: start from the largest weight, then move single levels while that lowers the error.
-
-    Writes the levels 0 .. 2 * n_max - 1 to n rows of `levels`. Returns the scale, the largest magnitude of x and
-    the mask of valid lanes.
-    """
-    magnitude, extreme = largest(x, start, n)
-    inverse = np.float32(-n_max) / extreme
-    sum_lx = splat(0, LANES)
-    sum_l2 = splat(0, LANES)
-    for i in range(n):
-        v = load(x, (start + i) * LANES, LANES)
-        level = clamp(nearest(inverse * v), -n_max, n_max - 1)
-        store(levels, (levels_start + i) * LANES, level)
-        w = v * v
-        sum_lx += w * v * level
-        sum_l2 += w * level * level
-    empty = magnitude < GROUP_MAX_EPS
-    valid = is_finite(sum_lx) & (absolute(inverse * extreme) <= NEAREST_LIMIT)
-    for _ in range(5):
-        changed = empty & ~empty
-        for i in range(n):
-            v = load(x, (start + i) * LANES, LANES)
-            level = load(levels, (levels_start + i) * LANES, LANES)
-            w = v * v
-            lx = sum_lx - w * v * level
-            l2 = sum_l2 - w * level * level
-            target = v * l2 / lx
-            tried = lx > 0
-            valid &= ~tried | (absolute(target) <= NEAREST_LIMIT)
-            new = clamp(nearest(target), -n_max, n_max - 1)
-            lx += w * v * new
-            l2 += w * new * new
-            better = tried & (new != level) & (l2 > 0) & (lx * lx * sum_l2 > sum_lx * sum_lx * l2)
-            store(levels, (levels_start + i) * LANES, select(better, new, level))
-            sum_lx = select(better, lx, sum_lx)
-            sum_l2 = select(better, l2, sum_l2)
-            changed |= better
-        # A lane without a change has none later.
-        if not any_lane(changed & ~empty):
-            break
-    for i in range(n):
-        row = (levels_start + i) * LANES
-        store(levels, row, select(empty, 0, load(levels, row, LANES) + n_max))
-    scale = select(sum_l2 > 0, sum_lx / sum_l2, 0)
-    return select(empty, 0, scale), magnitude, valid | empty
 
 
 @inlined

@@ -7,7 +7,8 @@ weights lie. Formulas and layouts: ggml/src/ggml-quants.c, ggml/src/ggml-common.
 import numpy as np
 
 from .jit import inlined, kernel
-from .search import GROUP_MAX_EPS, NEAREST_LIMIT, clamp, largest, refined_scale, symmetric_scale
+from .refinement import refined_scales
+from .search import GROUP_MAX_EPS, NEAREST_LIMIT, clamp, largest, symmetric_scale
 from .tiles import aligned, from_half, load_blocks, load_importance, report, to_half, to_lanes
 from .vectors import LANES, absolute, load, nearest, select, splat, store, to_int
 from .weights import mean_square, weigh, weigh_squared
@@ -80,12 +81,9 @@ def pack_q6_k(tile, found, lane, half_d, out, at):
 
 
 @inlined
-def kept16(levels, j, lane):
-    """Return the 16 levels that the search of Q3_K without an imatrix left for sub-block j."""
-    column = np.empty(16, np.int32)
-    for i in range(16):
-        column[i] = int(levels[(16 * j + i) * LANES + lane])
-    return load(column, 0, 16)
+def kept16(levels, at, filled):
+    """Return the 16 levels that the search of Q3_K without an imatrix left."""
+    return to_int(load(levels, at, 16) + 4) if filled != 0 else to_int(splat(0, 16))
 
 
 @inlined
@@ -102,7 +100,7 @@ def pack_q3_k(tile, found, imatrix, levels, lane, half_d, out, at):
             for k in range(4):
                 j = 8 * half + 2 * k + i
                 if imatrix is None and found[STEPS, j * LANES + lane] == 0:
-                    level = kept16(levels, j, lane)
+                    level = kept16(levels, lane * BLOCK + 16 * j, found[INVERSES, j * LANES + lane])
                 else:
                     level = levels16(tile, lane * BLOCK + 16 * j, found, j, lane, 4)
                 mask |= (level >> 2) << (4 * half + k)
@@ -147,29 +145,27 @@ def search_q6_k(x, imatrix, importance, scratch, found):
 
 
 @inlined
-def search_q3_k(x, imatrix, importance, scratch, found, levels):
+def search_q3_k(tile, x, imatrix, importance, scratch, found, levels, queue):
     """Search the scales of one tile of Q3_K. Returns d as float16 bits and the mask of valid lanes."""
+    if imatrix is None:
+        valid = refined_scales(tile, x, N_SUB, levels, found[SCALES], found[INVERSES], found[REACHES], scratch, queue)
+        d, valid_d, _ = scales_of_largest(found, 32, 31, -32)
+        half_d = to_half(d)
+        return half_d, valid & valid_d & finish_steps(found, half_d)
     w, wx = scratch[: 16 * LANES], scratch[16 * LANES : 32 * LANES]
     valid = splat(0, LANES) == 0
     sigma2 = mean_square(x, BLOCK) * 2
     for j in range(N_SUB):
-        if imatrix is None:
-            scale, reach, valid_j = refined_scale(x, 16 * j, 16, 4, levels, 16 * j)
-        else:
-            store(found[SUMS], j * LANES, weigh(x, 16 * j, 16, importance, sigma2, w))
-            scale, inverse, reach, valid_j = symmetric_scale(x, w, 16 * j, 16, 4, wx)
-            store(found[INVERSES], j * LANES, inverse)
+        store(found[SUMS], j * LANES, weigh(x, 16 * j, 16, importance, sigma2, w))
+        scale, inverse, reach, valid_j = symmetric_scale(x, w, 16 * j, 16, 4, wx)
+        store(found[INVERSES], j * LANES, inverse)
         store(found[SCALES], j * LANES, scale)
         store(found[REACHES], j * LANES, reach)
         valid &= valid_j
-    if imatrix is None:
-        d, valid_d, _ = scales_of_largest(found, 32, 31, -32)
-    else:
-        d, inverse, _, valid_d = symmetric_scale(found[SCALES], found[SUMS], 0, N_SUB, 32, wx)
-        empty = inverse == 0
-        for j in range(N_SUB):
-            level = clamp(nearest(inverse * load(found[SCALES], j * LANES, LANES)), -32, 31)
-            store(found[SCALE_LEVELS], j * LANES, select(empty, -32, level))
+    d, inverse, _, valid_d = symmetric_scale(found[SCALES], found[SUMS], 0, N_SUB, 32, wx)
+    for j in range(N_SUB):
+        level = clamp(nearest(inverse * load(found[SCALES], j * LANES, LANES)), -32, 31)
+        store(found[SCALE_LEVELS], j * LANES, select(inverse == 0, -32, level))
     half_d = to_half(d)
     return half_d, valid & valid_d & finish_steps(found, half_d)
 
@@ -195,16 +191,16 @@ def encode_q6_k(source, kind, n_blocks, imatrix, blocks_per_row, out, doubtful):
 @kernel
 def encode_q3_k(source, kind, n_blocks, imatrix, blocks_per_row, out, doubtful):
     tile, x = aligned(BLOCK * LANES), aligned(BLOCK * LANES)
-    scratch, halves = aligned(32 * LANES), np.empty(LANES, np.int32)
+    scratch, halves = aligned(128 * LANES), np.empty(LANES, np.int32)
     found = aligned(6 * N_SUB * LANES).reshape(6, N_SUB * LANES)
     importance = aligned(BLOCK * LANES)
-    levels = aligned(BLOCK * LANES)
+    levels, queue = aligned(BLOCK * LANES), np.empty(N_SUB * LANES, np.int32)
     for first in range(0, n_blocks, LANES):
         if imatrix is not None:
             load_importance(imatrix, blocks_per_row, first, n_blocks, BLOCK, tile, importance)
         load_blocks(source, kind, first, n_blocks, BLOCK, tile)
         to_lanes(tile, BLOCK, x)
-        half_d, valid = search_q3_k(x, imatrix, importance, scratch, found, levels)
+        half_d, valid = search_q3_k(tile, x, imatrix, importance, scratch, found, levels, queue)
         store(halves, 0, half_d)
         report(valid, first, n_blocks, blocks_per_row, scratch, doubtful)
         for lane in range(min(LANES, n_blocks - first)):

@@ -72,6 +72,14 @@ def to_lanes(tile, n, lanes):
 
 
 @inlined
+def from_lanes(lanes, n, tile, start, stride):
+    """Transpose [n, LANES] back: lane k becomes the n values (a multiple of 16) from start + k * stride on."""
+    for block in range(0, LANES, 16):
+        for i in range(0, n, 16):
+            transpose(lanes, i * LANES + block, LANES, tile, start + block * stride + i, stride)
+
+
+@inlined
 def load_blocks(source, kind, first, n_blocks, size, tile):
     """Fill a tile with LANES blocks from block `first` on; past the end the last block is repeated."""
     for lane in range(LANES):

@@ -189,6 +189,30 @@ def select(typingctx: Any, mask: Any, then: Any, otherwise: Any) -> Any:
     return vector(mask, vector, vector), codegen
 
 
+@_operation
+def smaller(typingctx: Any, a: Any, b: Any) -> Any:
+    """Return a where a < b, else b; either may be a plain number."""
+    return _choice("<")(a, b)
+
+
+@_operation
+def larger(typingctx: Any, a: Any, b: Any) -> Any:
+    """Return a where a > b, else b; either may be a plain number."""
+    return _choice(">")(a, b)
+
+
+def _choice(symbol: str) -> Any:
+    def typing(a: Any, b: Any) -> Any:
+        vector = a if isinstance(a, Vector) else b
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(symbol, *args), *args)
+
+        return vector(vector, vector), codegen
+
+    return typing
+
+
 def _unary(name: str, result_element: str | None = None) -> Any:
     def typing(value: Any) -> Any:
         vector = Vector(result_element or value.element, value.width)
