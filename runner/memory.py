@@ -24,6 +24,8 @@ EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 INPUT = re.compile(r"(token_embd|token_embd_norm|token_types|position_embd|per_layer_token_embd)\.")
 BLOCK = re.compile(r"blk\.(\d+)\.")
 CONTEXT_STEP = 256
+# GGML_OP_OFFLOAD_MIN_BATCH of ggml's GPU backends
+OFFLOADED_PROMPT = 32
 
 
 @dataclass(frozen=True)
@@ -237,23 +239,28 @@ def estimate_compute(
     """
     n_ctx = context_length(facts, options)
     tokens = min(options.n_ubatch, options.n_batch, n_ctx)
-    row = 4 * tokens * facts.n_embd
-    mask = tokens * n_ctx * 2
-    attention = mask + 5 * row
+    row, mask = 4 * tokens * facts.n_embd, 2 * tokens * n_ctx
+    attention = mask + (5 if options.offload_kqv else 6) * row
+    inputs = mask
     if options.flash_attn == "off":
         scores = 4 * tokens * n_ctx * facts.n_head
-        attention = scores + 2 * mask + 5 * row + 8 * tokens * max(facts.k_rows, default=0)
+        attention += scores + mask + 8 * tokens * max(facts.k_rows, default=0)
+        inputs = 3 * mask
     experts_used = options.n_expert_used or facts.n_expert_used
-    feed_forward = mask + 12 * tokens * facts.n_ff * experts_used + 4 * row
+    feed_forward = mask + 12 * tokens * facts.n_ff * experts_used + (4 if options.offload_kqv else 6) * row
     logits = 4 * tokens * facts.n_vocab + 2 * row
-    largest = {CPU: mask + 2 * row}
+    largest = {CPU: inputs + 2 * row}
     for device in layers[:-1]:
         largest[device] = max(largest.get(device, 0), attention)
     for name, device in places.items():
         if "ffn_up" in name or "ffn_gate_up" in name:
             largest[device] = max(largest.get(device, 0), feed_forward)
     largest[layers[-1]] = max(largest.get(layers[-1], 0), logits)
-    if len(largest) > 2:
-        # scheduling over several devices keeps copies of the inputs, so that the devices need not wait
-        largest = {device: n_bytes + 3 * (mask + 2 * row) for device, n_bytes in largest.items()}
+    if gpu := next((device for device in layers if device != CPU and not device.startswith("RPC")), None):
+        # a GPU computes long prompts for the CPU too: llama.cpp copies one weight there at a time
+        home = (facts.tensors[name] for name, device in places.items() if device == CPU and BLOCK.match(name))
+        largest[gpu] += max(home, default=0) if tokens >= OFFLOADED_PROMPT else 0
+    if len(largest) > 2 and CPU not in layers and options.offload_kqv and not options.tensor_overrides:
+        # complete devices work as a pipeline of four batches, each with inputs of its own
+        largest = {d: n + 3 * inputs + (3 if d == CPU else 7) * row for d, n in largest.items()}
     return largest
