@@ -10,19 +10,16 @@ import pytest
 from gguf import GGMLQuantizationType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from moe_gguf.formats.errors import ImatrixError, PlanError
+from moe_gguf.formats.errors import PlanError
 from moe_gguf.formats.gguf_file import GgufFile, read_gguf
-from moe_gguf.quantize import ggml
 from moe_gguf.quantize.choices import RecipeOptions, TypeChoice
 from moe_gguf.quantize.facts import ModelFacts, facts_of
-from moe_gguf.quantize.fallback import fitting_type
 from moe_gguf.quantize.file_types import FILE_TYPES, FileType, parse_file_type
 from moe_gguf.quantize.overrides import KvOverride, apply_kv_overrides
-from moe_gguf.quantize.pruning import parse_layers, prune, writing_order
 from moe_gguf.quantize.recipes import choose_types, plan_types
-from moe_gguf.quantize.refusals import ENCODER_NEEDS_IMATRIX, needs_imatrix
+from moe_gguf.quantize.refusals import needs_imatrix
 from moe_gguf.quantize.stock import StockJob, StockLog, run_stock
-from moe_gguf.quantize.tensor_types import TensorShape, parse_tensor_type_option
+from moe_gguf.quantize.tensor_types import TensorShape
 
 from .gguf_headers import Shape, tensors_of, write_header
 
@@ -258,61 +255,6 @@ def test_any_options_on_any_model(
     compare(file, facts_of(file.metadata, file.tensors), file_type, options, has_imatrix)
 
 
-def choose(shape: Shape, type_name: str, options: RecipeOptions | None = None, has_imatrix: object = False) -> object:
-    """Choose types for a model that is not written anywhere."""
-    tensors = tensors_of(shape)
-    facts = ModelFacts(shape.family, shape.n_layer, shape.n_head, shape.n_head_kv, shape.n_expert, shape.tied)
-    return choose_types(facts, tensors, parse_file_type(type_name), options, has_imatrix)  # type: ignore[arg-type]
-
-
-def test_low_bit_types_ask_for_a_matrix_that_knows_the_tensors() -> None:
-    names = {tensor.name for tensor in tensors_of(Shape())}
-    for type_name in ("IQ2_XS", "IQ3_XXS", "IQ1_M", "Q2_K_S"):
-        with pytest.raises(ImatrixError, match="garbage without"):
-            choose(Shape(), type_name)
-        choose(Shape(), type_name, has_imatrix=True)
-        choose(Shape(), type_name, has_imatrix=names)
-        with pytest.raises(ImatrixError, match=r"knows nothing of blk\.2\.ffn_up"):
-            choose(Shape(), type_name, has_imatrix=names - {"blk.2.ffn_up_exps.weight"})
-    with pytest.raises(ImatrixError, match=r"token_embd\.weight"):
-        choose(Shape(), "Q4_0", RecipeOptions(token_embedding_type=T.IQ2_XS))
-
-
-def test_encoders_that_need_a_matrix_are_known() -> None:
-    assert {qtype for qtype in T if ggml.requires_imatrix(qtype)} == ENCODER_NEEDS_IMATRIX
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (RecipeOptions(output_tensor_type=T.Q6_K), "by --output-tensor-type"),
-        (RecipeOptions(token_embedding_type=T.Q6_K), "by --token-embedding-type"),
-        (RecipeOptions(tensor_types=(("attn_q", T.Q8_1),)), "no weights are written as Q8_1"),
-        (RecipeOptions(tensor_types=(("attn_q", T.NVFP4),)), ""),
-        (RecipeOptions(tensor_types=(("attn_q", T.Q1_0),)), "nothing replaces that type"),
-        (RecipeOptions(prune_layers=(9,)), "does not have: 9"),
-        (RecipeOptions(prune_layers=(0, 1, 2, 3)), "all layers would be pruned"),
-    ],
-)
-def test_what_cannot_be_written_is_refused(options: RecipeOptions, words: str) -> None:
-    shape = Shape(n_embd=576)
-    if not words:
-        choose(shape, "Q4_K_M", options)
-        return
-    with pytest.raises(PlanError, match=words):
-        choose(shape, "Q4_K_M", options)
-
-
-def test_requantizing_needs_permission() -> None:
-    tensors = tensors_of(Shape(), T.Q8_0)
-    facts = ModelFacts("llama", 4, 8, 2, 4, tied=False)
-    with pytest.raises(PlanError, match=r"30 tensors are quantized already.*--allow-requantize"):
-        choose_types(facts, tensors, parse_file_type("Q4_0"))
-    choose_types(facts, tensors, parse_file_type("Q4_0"), RecipeOptions(allow_requantize=True))
-    choose_types(facts, tensors, parse_file_type("Q8_0"))
-    choose_types(facts, tensors, parse_file_type("COPY"))
-
-
 def test_every_choice_has_a_reason_and_an_exact_size() -> None:
     facts = ModelFacts("llama", 4, 8, 2, 4, tied=False)
     choices = {c.name: c for c in choose_types(facts, tensors_of(Shape(n_embd=576)), parse_file_type("Q4_K_M"))}
@@ -339,57 +281,3 @@ def test_sizes_of_files_that_were_published(n_expert: int, type_name: str) -> No
     facts = ModelFacts("llama", 32, 32, 8, n_expert, tied=False)
     choices = choose_types(facts, tensors_of(shape), parse_file_type(type_name))
     assert sum(choice.n_bytes for choice in choices) / 1e9 == pytest.approx(PUBLISHED[n_expert][type_name], abs=0.01)
-
-
-def test_a_layer_outside_the_model_is_refused() -> None:
-    facts = ModelFacts("llama", 2, 8, 2, 4, tied=True)
-    for name in ("blk.2.ffn_down_exps.weight", "mtp.ffn_down.weight"):
-        with pytest.raises(PlanError, match=name):
-            choose_types(facts, [TensorShape(name, (256, 256), T.F16)], parse_file_type("Q4_K_M"))
-
-
-@pytest.mark.parametrize("text", ["attn_v", "=q8_0", "attn_v=", "attn_(=q8_0", "attn_v=q9_9"])
-def test_broken_tensor_type_options(text: str) -> None:
-    with pytest.raises(PlanError):
-        parse_tensor_type_option(text)
-
-
-def test_tensor_type_options_are_lower_case_patterns() -> None:
-    assert parse_tensor_type_option(r"BLK\.1=Q8_0") == (r"blk\.1", T.Q8_0)
-    assert parse_tensor_type_option("a=b=bf16"[2:]) == ("b", T.BF16)
-
-
-@given(st.sets(st.integers(0, 30), min_size=2), st.data())
-def test_pruning_leaves_layers_without_gaps(layers: set[int], data: st.DataObject) -> None:
-    names = writing_order(["output.weight", *(f"blk.{i}.{part}.weight" for i in range(31) for part in ("a", "b"))])
-    kept = sorted(set(range(31)) - layers)
-    if not kept:
-        return
-    renamed, n_left = prune(names, data.draw(st.permutations(sorted(layers))))
-    assert n_left == len(kept)
-    assert renamed["output.weight"] == "output.weight"
-    assert [renamed[f"blk.{i}.a.weight"] for i in range(n_left)] == [f"blk.{i}.a.weight" for i in kept]
-
-
-def test_layers_to_prune_are_numbers() -> None:
-    assert parse_layers("3,1,3") == (1, 3)
-    for text in ("", "1,,2", "-1", "a"):
-        with pytest.raises(PlanError):
-            parse_layers(text)
-
-
-def test_facts_of_a_model_come_from_its_first_layer() -> None:
-    metadata = {"general.architecture": "llama", "llama.block_count": 80, "llama.attention.head_count": [64, 1]}
-    facts = facts_of({**metadata, "llama.attention.head_count_kv": [8, 1]}, ["output.weight"])
-    assert (facts.n_gqa, facts.seventy_b, facts.tied, facts.n_expert) == (8, True, False, 0)
-    assert facts_of(metadata, []).n_gqa == 1
-    assert not facts_of({**metadata, "llama.expert_count": 8}, []).seventy_b
-    for broken in ({}, {"general.architecture": "llama"}):
-        with pytest.raises(PlanError):
-            facts_of(broken, [])
-
-
-def test_rows_that_fit_nothing_become_half_precision() -> None:
-    assert fitting_type("t", 100, T.Q4_K) is T.F16
-    assert fitting_type("t", 100, T.Q8_0) is T.F16
-    assert fitting_type("t", 32, T.Q4_K) is T.Q5_0
