@@ -105,7 +105,7 @@ def _grammar(values: dict[str, Any]) -> str | None:
         schema = Path(schema_file).read_text("utf-8", "replace")
     if schema is None:
         return grammar or None
-    from ..formats.llamacpp import json_schema_grammar
+    from ..runner.json_grammar import json_schema_grammar
 
     return json_schema_grammar(schema)
 

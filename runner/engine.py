@@ -14,6 +14,7 @@ import numpy as np
 
 from ..formats.errors import EngineError
 from ..formats.llamacpp import listening, llama
+from .cache_room import check_cache_room
 from .load_options import LoadOptions
 from .load_parameters import context_parameters
 from .model import FAILS, Model, first_reason
@@ -68,6 +69,7 @@ class Engine:
         self.model = model
         if api.llama_model_has_encoder(model.pointer) or not api.llama_model_has_decoder(model.pointer):
             raise EngineError(f"{model.path}: a model with an encoder; only decoders can be run")
+        check_cache_room(model.file, options)
         parameters = context_parameters(options, model.n_ctx_train)
         self._cancel = ctypes.create_string_buffer(1)
         parameters.abort_callback = nonzero_callback()

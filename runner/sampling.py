@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from ..formats.errors import EngineError
-from ..formats.llamacpp import llama
+from ..formats.llamacpp import listening, llama
 from .model import Model
 
 DEEPEST_GRAMMAR = 200
@@ -62,10 +62,10 @@ class Sampler:
 
     def __init__(self, model: Model, options: SamplingOptions) -> None:
         """Build the chain. Raises EngineError for values that llama.cpp would abort on and for a broken grammar."""
+        self.chain, self.grammar = None, None
         check_options(model, options)
         api = llama()
         self.seed = secrets.randbits(32) if options.seed is None else options.seed & 0xFFFFFFFF
-        self.chain, self.grammar = None, None
         self.grammar = grammar_sampler(model, options.grammar) if options.grammar else None
         settings = api.llama_sampler_chain_default_params()
         self.chain = api.llama_sampler_chain_init(settings)
@@ -218,10 +218,11 @@ def grammar_sampler(model: Model, grammar: str) -> Any:
         deepest = max(deepest, depth)
     if deepest > DEEPEST_GRAMMAR:
         raise EngineError(f"the grammar nests {deepest} deep; {DEEPEST_GRAMMAR} is the most")
-    with captured_stderr() as complaint:
+    logged: list[str] = []
+    with captured_stderr() as printed, listening(lambda _, text: logged.append(text)):
         sampler = llama().llama_sampler_init_grammar(model.vocab, grammar.encode(), b"root")
     if not sampler:
-        text = complaint().partition("error parsing grammar: ")[2] or complaint() or "it has no root rule"
+        text = printed().partition("error parsing grammar: ")[2] or printed() or "".join(logged)
         raise EngineError(f"the grammar is broken: {' '.join(text.split())[:200]}")
     return sampler
 
