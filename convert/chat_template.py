@@ -42,7 +42,7 @@ def read_chat_templates(folder: Path) -> ChatTemplates:
 
 def _templates(value: Any, path: Path) -> ChatTemplates:
     if isinstance(value, str):
-        return ChatTemplates(value)
+        return ChatTemplates(_unicode(value, path))
     if not isinstance(value, list):
         raise TokenizerError(f"{path}: 'chat_template' is neither a text nor a list of named templates")
     templates = dict(_named(entry, path) for entry in value)
@@ -55,7 +55,14 @@ def _named(entry: Any, path: Path) -> tuple[str, str]:
     template = entry.get("template") if isinstance(entry, Mapping) else None
     if not isinstance(name, str) or not isinstance(template, str) or not name:
         raise TokenizerError(f"{path}: an entry of 'chat_template' has no 'name' or no 'template'")
-    return _plain(name), template
+    return _plain(name), _unicode(template, path)
+
+
+def _unicode(template: str, path: Path) -> str:
+    """Refuse half characters, which JSON can spell and no file can hold."""
+    if any("\ud800" <= c <= "\udfff" for c in template):
+        raise TokenizerError(f"{path}: 'chat_template' is not valid Unicode")
+    return template
 
 
 def _plain(name: str) -> str:
