@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LLAMA := $(VENV)/.llama
-CODE := formats convert merge quantize runner cli tests benchmarks
+PACKAGES := formats convert merge quantize runner cli
+CODE := $(PACKAGES) tests benchmarks docs
 
 .PHONY: demo test test-all lint bench docs lock clean
 
@@ -46,7 +47,10 @@ $(LLAMA): requirements.lock
 		--constraint requirements.lock llama-cpp-python
 	touch $@
 
-$(READY): $(LLAMA) pyproject.toml
+# The type checker does not follow editable installs: it finds the packages through $(VENV)/types.
+$(READY): $(LLAMA) pyproject.toml Makefile
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	mkdir -p $(VENV)/types/moe_gguf
+	for folder in $(PACKAGES); do ln -sfn ../../../$$folder $(VENV)/types/moe_gguf/$$folder; done
 	touch $@
