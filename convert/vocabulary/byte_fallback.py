@@ -99,7 +99,7 @@ def _made_apart(merges: Merges) -> list[str]:
     return list(apart)
 
 
-def space_prefix(tokenizer: Mapping[str, Any]) -> tuple[bool, tuple[str, ...]]:
+def space_prefix(tokenizer: Mapping[str, Any], merges: Merges) -> tuple[bool, tuple[str, ...]]:
     """Say whether a space goes before a text, and warn of what llama.cpp does not do to a text.
 
     Prepend (a normalizer) and Metaspace "always" do; Metaspace "first" does at the very start only.
@@ -119,6 +119,8 @@ def space_prefix(tokenizer: Mapping[str, Any]) -> tuple[bool, tuple[str, ...]]:
                 warnings.append(
                     "the tokenizer puts a space before the start of a text only, llama.cpp also after control tokens"
                 )
+            if step.get("split", True) is True and any(SPACE in right or SPACE in left[1:] for left, right in merges):
+                warnings.append("the tokenizer cuts text at spaces, llama.cpp does not: runs of spaces differ")
         elif not _harmless(step):
             warnings.append(f"the tokenizer changes or cuts text by {kind}, llama.cpp does not: some text differs")
     return prefix, tuple(warnings)

@@ -25,6 +25,8 @@ def compare_tokenizers(folder: Path, base: Path) -> list[str]:
         differences += _cutting_differences(files, base_files, tokens)
         if tokens.merges != base_tokens.merges:
             differences.append(f"it has {len(tokens.merges)} merges, the base {len(base_tokens.merges)}, or others")
+    if (tokens.add_space_prefix is False) != (base_tokens.add_space_prefix is False):
+        differences.append("one of them puts a space before a text, the other does not")
     differences += _special_differences(files, base_files, tokens, base_tokens)
     if read_chat_templates(folder) != read_chat_templates(base):
         differences.append("the chat template differs")
@@ -74,16 +76,17 @@ def _ignores_merges(tokenizer: Any) -> bool:
 def _special_differences(
     files: TokenizerFiles, base_files: TokenizerFiles, tokens: SourceTokens, base: SourceTokens
 ) -> list[str]:
+    """Compare the parts that both name: what one leaves open, a default fills."""
     n_vocab = max([*tokens.rows, *base.rows]) + 1
     special, _ = read_special_tokens(files, tokens.added, n_vocab)
     base_special, _ = read_special_tokens(base_files, base.added, n_vocab)
     differences = [
-        f"the {part} token is {special.ids.get(part)}, the base's {base_special.ids.get(part)}"
-        for part in dict.fromkeys([*special.ids, *base_special.ids])
-        if special.ids.get(part) != base_special.ids.get(part)
+        f"the {part} token is {special.ids[part]}, the base's {base_special.ids[part]}"
+        for part in special.ids
+        if part in base_special.ids and special.ids[part] != base_special.ids[part]
     ]
     return differences + [
-        f"{part} is {'' if special.add.get(part) else 'not '}added to a text, unlike by the base"
-        for part in ("bos", "eos")
-        if special.add.get(part, False) != base_special.add.get(part, False)
+        f"{part} is {'' if special.add[part] else 'not '}added to a text, unlike by the base"
+        for part in special.add
+        if part in base_special.add and special.add[part] != base_special.add[part]
     ]

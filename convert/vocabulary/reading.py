@@ -70,9 +70,10 @@ def read_source_tokens(files: TokenizerFiles) -> SourceTokens:
     if files.sentencepiece is not None:
         return _sentencepiece(files, files.sentencepiece)
     if files.tokenizer is None:
+        has = ", only tekken.json" if (files.folder / "tekken.json").is_file() else ""
         raise TokenizerError(
-            f"{files.folder} has neither tokenizer.model nor tokenizer.json; copy them from the model that the "
-            "experts come from, or save them with transformers"
+            f"{files.folder} has neither tokenizer.model nor tokenizer.json{has}; copy one of them from the model "
+            "that the experts come from, or save it with transformers"
         )
     if is_byte_fallback(files.tokenizer):
         return _byte_fallback(files)
@@ -113,7 +114,7 @@ def _byte_fallback(files: TokenizerFiles) -> SourceTokens:
     unknown = typed(typed(tokenizer, "model", dict, files.folder, {}), "unk_token", str, files.folder, None)
     rows = byte_fallback_rows(vocab, merges, added, unknown)
     require_bytes(rows, files.folder / "tokenizer.json")
-    derived, warnings = space_prefix(tokenizer)
+    derived, warnings = space_prefix(tokenizer, merges)
     # llama.cpp's default is to add the space: it is written where the files say otherwise or say it themselves.
     prefix = None if derived and _configured_prefix(files) is None else derived
     warnings = (*warnings, *merge_warnings(vocab, merges), *_stripping(added))

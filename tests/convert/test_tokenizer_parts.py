@@ -163,6 +163,17 @@ def test_a_space_before_the_text(parts: dict[str, Any], prefix: bool | None, war
     assert (vocabulary.add_space_prefix, bool(about_text)) == (prefix, warned)
 
 
+def test_runs_of_spaces_that_are_cut_are_said(tmp_path: Path) -> None:
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+
+    def with_two_spaces(model: dict[str, Any]) -> dict[str, Any]:
+        return {**model, "vocab": {**model["vocab"], "▁▁": N_TOKENS}, "merges": [*model["merges"], "▁ ▁"]}
+
+    tokenizer = edited(spm_tokenizer(N_TOKENS), normalizer=None, pre_tokenizer=metaspace, model=with_two_spaces)
+    vocabulary = read_vocabulary(write(tmp_path, tokenizer), N_TOKENS + 1)
+    assert any("runs of spaces" in warning for warning in vocabulary.warnings)
+
+
 def test_a_model_without_a_space_before_the_text(tmp_path: Path) -> None:
     pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
     pieces += [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)] + [("a", -1.0, 1)]

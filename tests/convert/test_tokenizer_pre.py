@@ -8,7 +8,7 @@ import pytest
 from moe_gguf.convert.vocabulary import compare_tokenizers, read_vocabulary
 from moe_gguf.formats.errors import TokenizerError
 
-from ..tiny_tokenizers import PRE_TOKENIZERS, bpe_tokenizer, split_by
+from ..tiny_tokenizers import PRE_TOKENIZERS, bpe_tokenizer, split_by, spm_model, spm_tokenizer
 
 N_TOKENS = 400
 LLAMA3 = PRE_TOKENIZERS["llama-bpe"]["pretokenizers"][0]["pattern"]["Regex"]
@@ -104,3 +104,17 @@ def test_a_merge_with_more_tokens_and_another_end_differs_from_its_base(tmp_path
         "the eos token is 400, the base's 2",
         "the chat template differs",
     ]
+
+
+def test_a_merge_that_lost_the_space_before_a_text_differs_from_its_base(tmp_path: Path) -> None:
+    base, merge = tmp_path / "base", tmp_path / "merge"
+    base.mkdir()
+    merge.mkdir()
+    (base / "tokenizer.model").write_bytes(spm_model(N_TOKENS))
+    document = json.loads(spm_tokenizer(N_TOKENS))
+    (merge / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+    (base / "tokenizer_config.json").write_text('{"add_bos_token": false}')
+    assert compare_tokenizers(merge, base) == ["bos is added to a text, unlike by the base"]
+    document |= {"normalizer": document["normalizer"]["normalizers"][1], "post_processor": None}
+    (merge / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+    assert compare_tokenizers(merge, base) == ["one of them puts a space before a text, the other does not"]
