@@ -181,27 +181,26 @@ def arrange(facts: ModelFacts, order: Sequence[Device], wish: LoadOptions, predi
     """Return the options that put the most on devices at this context, or None when nothing fits.
 
     Searched: all layers with as many complete ones as fit; else as many layers as fit without their experts;
-    else the CPU alone.
+    else the CPU alone. What the CPU must hold is asked last: whatever puts less on devices needs more of it.
     """
     has_experts = any(layer.experts for layer in facts.layers)
     positions = facts.n_layer + 1
-
-    def try_at(n_gpu: int, n_complete: int) -> LoadOptions | None:
-        return _fill(facts, order, wish, n_gpu, n_complete, predict)
-
+    options = None
     if len(order) > 1:
-        if has_experts and (best := _largest(0, facts.n_layer, lambda n: try_at(positions, n))):
-            return best
-        if best := _largest(1, positions, lambda n: try_at(n, 0 if has_experts else n)):
-            return best
-    return try_at(0, 0)
+        if has_experts:
+            options = _largest(0, facts.n_layer, lambda n: fill(facts, order, wish, positions, n, predict))
+        options = options or _largest(
+            1, positions, lambda n: fill(facts, order, wish, n, 0 if has_experts else n, predict)
+        )
+    options = options or replace(wish, n_gpu_layers=0, devices=())
+    memory = predict(facts, options, options.devices or ())
+    return options if fits(order[-1], memory, options, order) else None
 
 
 def _largest(low: int, high: int, attempt: Callable[[int], LoadOptions | None]) -> LoadOptions | None:
     """Return the attempt at the largest number that succeeds, by bisection."""
     if found := attempt(high):
         return found
-    found = None
     while low < high:
         middle = (low + high) // 2
         if candidate := attempt(middle):
@@ -211,30 +210,25 @@ def _largest(low: int, high: int, attempt: Callable[[int], LoadOptions | None]) 
     return found
 
 
-def _fill(
+def fill(
     facts: ModelFacts, order: Sequence[Device], wish: LoadOptions, n_gpu: int, n_complete: int, predict: Predict
 ) -> LoadOptions | None:
     """Fill one device after the other with the last n_gpu layers (the output is one of them).
 
-    The last `n_complete` repeating layers keep their experts, the others leave them on the CPU. Returns None when it
-    does not fit.
+    The last `n_complete` repeating layers keep their experts, the others leave them on the CPU. Returns None when
+    the devices do not hold that; the CPU is not asked.
     """
     first = facts.n_layer + 1 - n_gpu
     homeless = range(first, max(first, facts.n_layer - n_complete))
-    overrides = ((expert_pattern(homeless.start, homeless.stop), CPU),) if homeless and n_complete >= 0 else ()
-    if not any(facts.layers[i].experts for i in homeless):
-        overrides = ()
+    overrides: tuple[tuple[str, str], ...] = ()
+    if any(facts.layers[i].experts for i in homeless):
+        overrides = ((expert_pattern(homeless.start, homeless.stop), CPU),)
     base = replace(wish, n_gpu_layers=n_gpu, tensor_overrides=overrides)
     targets = [device for device in order if device.kind != "cpu"]
-    caches = kv_bytes(facts, wish)
-    sizes = []
-    for i in range(first, facts.n_layer):
-        layer = facts.layers[i]
-        sizes.append(layer.dense + (0 if i in homeless else layer.experts) + caches[i] * wish.offload_kqv)
-    sizes += [facts.output_bytes] * (n_gpu > 0)
+    sizes = layer_sizes(facts, wish, first, homeless)
     # the buffers for computing depend on what a device holds: start without, then count what a trial shows
     compute: dict[str, int] = {}
-    for _ in range(4):
+    for _ in range(ATTEMPTS):
         counts = _pack(sizes, [room(device) - compute.get(device.name, 0) for device in targets])
         if counts is None:
             return None
@@ -242,13 +236,18 @@ def _fill(
         split = tuple(float(count) for _, count in used) if len(used) > 1 else ()
         options = replace(base, devices=tuple(name for name, _ in used), tensor_split=split)
         need = predict(facts, options, [name for name, _ in used])
-        over = [device for device in order if not fits(device, need, options, order)]
-        if not over:
+        if all(fits(device, need, options, order) for device in targets):
             return options
-        if any(d.kind == "cpu" for d in over):
-            return None
         compute |= {name: memory.compute for name, memory in need.items() if name != CPU}
     return None
+
+
+def layer_sizes(facts: ModelFacts, wish: LoadOptions, first: int, homeless: range) -> list[int]:
+    """Return the bytes, caches included, of the layers from `first` and of the output."""
+    caches = kv_bytes(facts, wish) if wish.offload_kqv else [0] * facts.n_layer
+    layers = list(enumerate(facts.layers))[first:]
+    sizes = [layer.dense + caches[i] + (0 if i in homeless else layer.experts) for i, layer in layers]
+    return [*sizes, facts.output_bytes]
 
 
 def _pack(sizes: Sequence[int], rooms: Sequence[int]) -> list[int] | None:
@@ -290,12 +289,13 @@ def contexts(n_ctx: int) -> list[int]:
 def too_large(facts: ModelFacts, order: Sequence[Device], options: LoadOptions, predict: Predict) -> EngineError:
     """Return the error that says how much is missing, and what would help."""
     need = predict(facts, replace(options, n_gpu_layers=0, devices=()), [])[CPU].total
-    have = sum(max(device.total_bytes if device.name == CPU else room(device), 0) for device in order)
+    mapped = options.use_mmap and not options.use_mlock
+    rooms = [(d.name, d.total_bytes if mapped and d.name == CPU else max(room(d), 0)) for d in order]
     return EngineError(
         f"{facts.name}: too large for this machine: {need / 1e9:.2f} GB with a context of "
-        f"{context_length(facts, options)} tokens, and {have / 1e9:.2f} GB are free on "
-        f"{', '.join(device.name for device in order)}; use a smaller quantization, a smaller -c/--ctx-size, "
-        "or --no-fit to try it from disk"
+        f"{context_length(facts, options)} tokens do not fit into "
+        f"{' and '.join(f'{name} ({n_bytes / 1e9:.2f} GB)' for name, n_bytes in rooms)}; use a smaller quantization, "
+        "a smaller -c/--ctx-size, or --no-fit to try it all the same"
     )
 
 

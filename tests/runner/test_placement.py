@@ -210,6 +210,28 @@ def test_no_plan_needs_more_than_any_device_has(n_layer, dense, experts, output,
     assert sum(group.n_bytes for group in explain(placement)) == sum(m.total for m in placement.memory.values())
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    n_layer=st.integers(1, 12),
+    dense=st.integers(1, 10**8),
+    experts=st.integers(10**6, 10**9),
+    size=st.integers(10**7, 10**10),
+    memory=st.integers(10**7, 10**10),
+)
+def test_the_plan_is_as_good_as_trying_every_number_of_layers(n_layer, dense, experts, size, memory):
+    facts = made_facts(n_layer, dense, experts, 10**6, 64, False)
+    devices = [ram(memory), gpu(size)]
+    wish = LoadOptions(n_ctx=512, use_mmap=False, devices=("CUDA0",), n_gpu_layers=n_layer + 1)
+    possible = []
+    for n_home in range(n_layer + 1):
+        overrides = ((expert_pattern(0, n_home), CPU),) if n_home else ()
+        tried = evaluate(facts, devices, replace(wish, tensor_overrides=overrides))
+        if all(fits(device, tried.memory, tried.options, devices) for device in devices):
+            possible.append(n_layer - n_home)
+    if possible:
+        assert complete_layers(plan(facts, devices, wish)) == max(possible)
+
+
 @given(start=st.integers(0, 130), length=st.integers(1, 130))
 def test_the_pattern_of_a_range_of_layers_matches_these_alone(start, length):
     pattern = re.compile(expert_pattern(start, start + length))
