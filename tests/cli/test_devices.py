@@ -1,10 +1,13 @@
 """`moe-gguf devices`: the table and the JSON."""
 
 import json
+import os
 import subprocess
+import sys
 
 from click.testing import CliRunner
 from moe_gguf.cli.devices import command
+from moe_gguf.runner.devices import list_devices
 
 from ..runner.workers import COMMAND, running_worker
 
@@ -30,3 +33,12 @@ def test_workers_devices_are_listed_too():
     assert process.returncode == 0, process.stderr
     assert "RPC0    rpc" in process.stdout
     assert address in process.stdout
+
+
+def test_a_gpu_that_the_build_cannot_use_comes_with_the_command_that_changes_it(tmp_path, monkeypatch):
+    tool = tmp_path / ("nvidia-smi.exe" if sys.platform == "win32" else "nvidia-smi")
+    tool.touch(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    text = CliRunner().invoke(command, [], catch_exceptions=False).stdout
+    usable = any(device.kind in ("gpu", "igpu") for device in list_devices())
+    assert ("-DGGML_CUDA=ON" in text) == (not usable)
