@@ -77,6 +77,8 @@ _ARITHMETIC = {
 }
 _ARITHMETIC |= {
     operator.iadd: _ARITHMETIC[operator.add],
+    operator.isub: _ARITHMETIC[operator.sub],
+    operator.imul: _ARITHMETIC[operator.mul],
     operator.iand: _ARITHMETIC[operator.and_],
     operator.ior: _ARITHMETIC[operator.or_],
 }
