@@ -106,6 +106,14 @@ NAMES = (
     "mellum2",
 )
 
+# With these llama.cpp puts bos before a text unless the file says otherwise, and takes token 11 where none is named.
+ADDS_BOS = frozenset(
+    {
+        *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
+        *("jina-v5-nano", "tekken", "chameleon"),
+    }
+)
+
 NAME_OF_HASH = {
     "b6e8e1518dc4305be2fe39c313ed643381c4da5db34a98f6a04c093f8afbe99b": "chatglm-bpe",
     "81d72c7348a9f0ebe86f23298d37debe0a5e71149e29bd283904c02262b27516": "chatglm-bpe",

@@ -3,7 +3,7 @@
 In: a folder with tokenizer.model or tokenizer.json. Out: what GGUF will store, or one line on why it cannot.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...formats.errors import TokenizerError
@@ -12,12 +12,13 @@ from ..tokenizer_json import typed
 from .byte_fallback import byte_fallback_rows, is_byte_fallback, merge_warnings, space_prefix
 from .byte_level import byte_level_rows, gguf_merges, is_byte_level, read_merges, read_model_vocab
 from .pre_tokenizer import check_name, name_pre_tokenizer
+from .pre_tokenizer_names import ADDS_BOS
 from .reference import load_reference
 from .sentencepiece import require_bytes, sentencepiece_rows
 from .sentencepiece_file import read_sentencepiece
 from .special_tokens import read_late_tokens, read_special_tokens
 from .tokenizer_files import AddedToken, TokenizerFiles, collect_added_tokens, read_files
-from .vocabulary import Vocabulary, padded
+from .vocabulary import SpecialTokens, Vocabulary, padded
 
 SENTENCEPIECE, BYTE_LEVEL, BYTE_FALLBACK = "sentencepiece", "byte-level", "byte-fallback"
 
@@ -48,6 +49,8 @@ def read_vocabulary(folder: Path, n_vocab: int, *, pre_tokenizer: str | None = N
         raise TokenizerError(f"{folder} has a SentencePiece tokenizer, which has no pre-tokenizer to name")
     pre, named = _pre(files, pre_tokenizer) if byte_level else ("default", ())
     special, found = read_special_tokens(files, source.added, n_vocab)
+    if byte_level:
+        special = _with_bos_settled(special, pre)
     return Vocabulary(
         kind=source.kind,
         model="gpt2" if byte_level else "llama",
@@ -63,6 +66,14 @@ def read_vocabulary(folder: Path, n_vocab: int, *, pre_tokenizer: str | None = N
         chat=read_chat_templates(folder),
         warnings=(*source.warnings, *named, *found),
     )
+
+
+def _with_bos_settled(special: SpecialTokens, pre: str) -> SpecialTokens:
+    """Say that no bos is added where the source adds none, and where it has none to add."""
+    adds = special.add.get("bos", False if pre in ADDS_BOS else None)
+    if adds and "bos" not in special.ids:
+        adds = False
+    return special if adds is None else replace(special, add={**special.add, "bos": adds})
 
 
 def read_source_tokens(files: TokenizerFiles) -> SourceTokens:

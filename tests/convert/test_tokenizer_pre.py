@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from moe_gguf.convert.vocabulary import compare_tokenizers, read_vocabulary
+from moe_gguf.convert.vocabulary import compare_tokenizers, probe_tokens, read_vocabulary
 from moe_gguf.formats.errors import TokenizerError
 
 from ..tiny_tokenizers import PRE_TOKENIZERS, bpe_tokenizer, split_by, spm_model, spm_tokenizer
+from .llama_tokens import loaded, tokenize, write_vocabulary
 
 N_TOKENS = 400
 LLAMA3 = PRE_TOKENIZERS["llama-bpe"]["pretokenizers"][0]["pattern"]["Regex"]
@@ -55,6 +56,21 @@ def test_matches_kept_and_the_rest_removed_is_the_same(tmp_path: Path) -> None:
     pre_tokenizer = split_by(QWEN2)
     pre_tokenizer["pretokenizers"][0] |= {"behavior": "Removed", "invert": True}
     assert read_vocabulary(write(tmp_path, pre_tokenizer), N_TOKENS).pre == "qwen2"
+
+
+def test_llama_3_without_bos_gets_none(tmp_path: Path) -> None:
+    write(tmp_path, PRE_TOKENIZERS["llama-bpe"], ignore_merges=True)
+    vocabulary = read_vocabulary(tmp_path, N_TOKENS)
+    assert (vocabulary.pre, vocabulary.adds("bos")) == ("llama-bpe", False)
+    write_vocabulary(vocabulary, tmp_path / "no-bos.gguf")
+    with loaded(tmp_path / "no-bos.gguf") as vocab:
+        assert tokenize(vocab, "the fox", add_special=True) == probe_tokens(tmp_path, "the fox")
+
+
+def test_a_bos_that_does_not_exist_is_not_added(tmp_path: Path) -> None:
+    write(tmp_path, PRE_TOKENIZERS["qwen2"])
+    (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": true, "bos_token": null}')
+    assert read_vocabulary(tmp_path, N_TOKENS).adds("bos") is False
 
 
 def test_a_new_spelling_that_cuts_alike_is_mapped_and_said(tmp_path: Path) -> None:
