@@ -54,10 +54,13 @@ class Model:
 
 
 def first_reason(complaints: list[str]) -> str:
-    """Return what llama.cpp logged first as an error, without the name of the function that failed."""
+    """Return what llama.cpp logged first as an error, without the names of functions in front of it."""
     reason = next((line for line in complaints if line), "it does not say why")
-    head, _, rest = reason.partition(": ")
-    return rest if rest and " " not in head else reason
+    while True:
+        head, _, rest = reason.partition(": ")
+        if not rest or (" " in head and head != "error loading model"):
+            return reason
+        reason = rest
 
 
 @cache

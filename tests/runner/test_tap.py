@@ -1,0 +1,63 @@
+"""Tensors captured while llama.cpp computes, against each other and against the final logits."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from moe_gguf.runner.engine import Engine
+from moe_gguf.runner.losses import all_logits
+from moe_gguf.runner.model import Model, tokenize
+from moe_gguf.runner.tap import capture, collect
+
+from .conftest import ONE_THREAD
+from .tiny_gguf import N_EMBD, N_EXPERT, N_LAYER, tiny_tensors
+
+TEXT = "the cat and the hat in a land that had a thin can and an ant then the chin had a tan"
+
+
+@pytest.mark.parametrize("n_tokens", [1, 32, 70])
+def test_the_routers_choice_is_that_of_its_probabilities(tiny: Model, n_tokens: int) -> None:
+    tokens = (tokenize(tiny, TEXT) * 3)[:n_tokens]
+    found = capture(
+        tiny, ONE_THREAD, tokens, lambda name: name.startswith(("ffn_moe_topk", "ffn_moe_probs", "ffn_norm"))
+    )
+    for layer in range(N_LAYER):
+        topk, probabilities = found[f"ffn_moe_topk-{layer}"], found[f"ffn_moe_probs-{layer}"]
+        assert (topk.shape, topk.dtype) == ((n_tokens, 2), np.int32)
+        assert probabilities.shape == (n_tokens, N_EXPERT)
+        assert (topk == np.argsort(-probabilities, axis=1)[:, :2]).all()
+        gate = tiny_tensors()[f"blk.{layer}.ffn_gate_inp.weight"]
+        scores = found[f"ffn_norm-{layer}"] @ gate.T
+        softmax = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(probabilities, softmax, atol=1e-4)
+
+
+def test_tapping_does_not_change_the_logits(tiny: Model) -> None:
+    tokens = tokenize(tiny, TEXT)
+    found = capture(tiny, ONE_THREAD, tokens, lambda name: name in ("result_output", "l_out-1"))
+    with Engine(tiny, ONE_THREAD) as engine:
+        plain = all_logits(engine, 0, tokens)
+    np.testing.assert_array_equal(found["result_output"], plain)
+    assert found["l_out-1"].shape == (len(tokens), N_EMBD)
+
+
+def test_batches_are_handed_over_in_order_and_apart(tiny: Model) -> None:
+    tokens = tokenize(tiny, TEXT)
+    seen: list[tuple[str, int]] = []
+    collect(
+        tiny,
+        replace(ONE_THREAD, n_ubatch=8),
+        [tokens[:5], tokens[:20]],
+        lambda name: name.startswith("l_out"),
+        lambda name, array: seen.append((name, len(array))),
+    )
+    graphs = [5, 8, 8, 4]
+    assert seen == [(f"l_out-{layer}", length) for length in graphs for layer in range(N_LAYER)]
+
+
+def test_what_the_listener_raises_comes_out(tiny: Model) -> None:
+    def fail(name: str, _: np.ndarray) -> None:
+        raise ValueError(name)
+
+    with pytest.raises(ValueError, match="ffn_norm-1"):
+        collect(tiny, ONE_THREAD, [[1, 2, 3]], lambda name: name == "ffn_norm-1", fail)
