@@ -32,7 +32,7 @@ def fetch(repo: str, revision: str | None = None) -> Path:
     What is there already is not fetched again, and a broken download goes on where it stopped. Raises CheckpointError:
     no such repository or revision, no access, no network.
     """
-    import huggingface_hub
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -42,9 +42,9 @@ def fetch(repo: str, revision: str | None = None) -> Path:
         RevisionNotFoundError,
     )
 
-    endpoint = huggingface_hub.constants.ENDPOINT
+    endpoint = constants.ENDPOINT
     try:
-        folder = huggingface_hub.snapshot_download(
+        folder = snapshot_download(
             repo, revision=revision, allow_patterns=list(NEEDED), ignore_patterns=list(NOT_NEEDED)
         )
     except GatedRepoError as error:
@@ -54,7 +54,7 @@ def fetch(repo: str, revision: str | None = None) -> Path:
     except RevisionNotFoundError as error:
         raise CheckpointError(f"{repo}: no revision {revision!r} on {endpoint}") from error
     except LocalEntryNotFoundError as error:
-        offline = "HF_HUB_OFFLINE is set" if huggingface_hub.constants.HF_HUB_OFFLINE else f"no answer from {endpoint}"
+        offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"no answer from {endpoint}"
         raise CheckpointError(f"{repo}: no folder here, not in the cache, and {offline}") from error
     except HFValidationError as error:
         raise CheckpointError(f"{repo}: not a name that the hub can have") from error

@@ -92,9 +92,7 @@ def router_bytes(file: GgufFile, gates: Gates) -> list[tuple[GgufTensor, bytes]]
 
 def _float_type(file: GgufFile, tensor: GgufTensor) -> str:
     if tensor.qtype.name not in FLOAT_TYPES:
-        raise GgufError(
-            f"{file.path}: {tensor.name} is quantized ({tensor.qtype.name}); only F32 routers are swapped"
-        )
+        raise GgufError(f"{file.path}: {tensor.name} is quantized ({tensor.qtype.name}); only F32 routers are swapped")
     return tensor.qtype.name
 
 
@@ -105,9 +103,7 @@ def _copy(source: Path, target: Path, routers: list[tuple[GgufTensor, bytes]], a
             advance(len(block))
         for tensor, data in routers:
             if len(data) != tensor.n_bytes:
-                raise GgufError(
-                    f"{source}: {tensor.name} has {tensor.n_bytes} bytes, the new router {len(data)}"
-                )
+                raise GgufError(f"{source}: {tensor.name} has {tensor.n_bytes} bytes, the new router {len(data)}")
             write.seek(tensor.offset)
             write.write(data)
         write.flush()
