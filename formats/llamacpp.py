@@ -14,6 +14,9 @@ from typing import Any
 
 from .errors import EngineError
 
+# A function that tells that a library is there; a backend has ggml_backend_NAME_reg.
+MARKERS = {"ggml": "ggml_backend_reg_count", "ggml-base": "ggml_backend_dev_init"}
+
 
 @cache
 def llama() -> Any:
@@ -41,11 +44,18 @@ def library_folder() -> Path:
 
 @cache
 def ggml(name: str) -> ctypes.CDLL:
-    """Load one of llama.cpp's ggml libraries: "ggml", "ggml-base", "ggml-cpu", "ggml-rpc", ...
+    """Return one of llama.cpp's ggml libraries: "ggml", "ggml-base", "ggml-cpu", "ggml-rpc", ...
 
-    Raises EngineError when this build does not have it.
+    It is the one that libllama itself uses: wheels store a library two or three times (libggml.so,
+    libggml.so.0), and each file that is loaded is a ggml of its own, whose devices are unknown to the others.
+    So what libllama is linked with is looked up through libllama, and only what is not (every library on
+    Windows, backends that are loaded at run time) by its file. Raises EngineError when this build does not have it.
     """
-    llama()
+    bindings = llama()
+    if sys.platform != "win32":
+        linked = ctypes.CDLL(name, handle=bindings._lib._handle)
+        if hasattr(linked, MARKERS.get(name, f"ggml_backend_{name.removeprefix('ggml-')}_reg")):
+            return linked
     for prefix, suffix in (("lib", ".so"), ("lib", ".dylib"), ("", ".dll"), ("lib", ".dll")):
         path = library_folder() / f"{prefix}{name}{suffix}"
         if path.exists():
