@@ -8,10 +8,10 @@ Out: tests/merge/golden/loras.safetensors, the MLPs of layer 1 after each merge,
 import tempfile
 from pathlib import Path
 
-import torch
-from peft import PeftModel
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+import torch  # pyright: ignore[reportMissingImports]
+from peft import PeftModel  # pyright: ignore[reportMissingImports]
+from safetensors.torch import save_file  # pyright: ignore[reportMissingImports]
+from transformers import AutoModelForCausalLM  # pyright: ignore[reportMissingImports]
 
 from tests.merge.cases import LORAS
 from tests.merge.tiny_models import Dense, write_dense, write_lora

@@ -12,14 +12,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import mergekit.scripts.moe as mergekit_moe
-import torch
+import mergekit.scripts.moe as mergekit_moe  # pyright: ignore[reportMissingImports]
+import torch  # pyright: ignore[reportMissingImports]
 import yaml
-from mergekit.merge import MergeOptions
-from mergekit.moe.config import MoEMergeConfig
-from mergekit.moe.router import get_gate_params
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from mergekit.merge import MergeOptions  # pyright: ignore[reportMissingImports]
+from mergekit.moe.config import MoEMergeConfig  # pyright: ignore[reportMissingImports]
+from mergekit.moe.router import get_gate_params  # pyright: ignore[reportMissingImports]
+from safetensors.torch import load_file  # pyright: ignore[reportMissingImports]
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast  # pyright: ignore[reportMissingImports]
 
 from tests.merge.cases import CASES, Case, gates_of, write_case
 
