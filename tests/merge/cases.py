@@ -62,9 +62,10 @@ def write_case(folder: Path, case: Case) -> Path:
         if value := getattr(case, key):
             recipe[key] = value
     if case.shared:
-        recipe["shared_experts"] = [{"source_model": str(base)}]
+        shared: dict[str, Any] = {"source_model": str(base)}
         if not case.architecture or "qwen" in case.architecture:
-            recipe["shared_experts"][0]["positive_prompts"] = ["the"]
+            shared["positive_prompts"] = ["the"]
+        recipe["shared_experts"] = [shared]
     path = folder / "recipe.yml"
     path.write_text(json.dumps(recipe))
     return path
