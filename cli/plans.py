@@ -81,12 +81,15 @@ def check_finished(output: Output, paths: Sequence[Path], tokenizer: Path | None
     if len(paths) > 1:
         say("shards are checked for their structure; llama.cpp loads them by their final names only")
         return
-    from ..convert.vocabulary import PROBE_TEXT, probe_tokens
+    from gguf.constants import Keys
+
+    from ..convert.vocabulary import probe_text, probe_tokens
     from ..runner.verify import verify_gguf
 
-    expected = probe_tokens(tokenizer, PROBE_TEXT) if tokenizer else None
+    text = probe_text(output.fields[Keys.Tokenizer.LIST].value, output.fields[Keys.Tokenizer.TOKEN_TYPE].value)
+    expected = probe_tokens(tokenizer, text) if tokenizer else None
     if tokenizer and expected is None:
         warn("no reference for the tokenizer: its tokens were not compared")
-    problems = verify_gguf(paths[0], PROBE_TEXT if expected is not None else None, expected)
+    problems = verify_gguf(paths[0], text if expected is not None else None, expected)
     if problems:
         raise OutputError(f"{output.path}: llama.cpp does not run it as it should: {'; '.join(problems)}")

@@ -1,27 +1,25 @@
 """What `moe-gguf quantize` is asked to do, resolved: the plan, its outputs, and what is said of them at the end."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from ..formats.errors import PlanError
 from ..formats.gguf_file import read_gguf
 from ..formats.gguf_source import plan_from_gguf
 from ..formats.naming import output_path
 from ..formats.partial import Output, split_output
-from ..formats.plan import Plan, PlannedTensor
+from ..formats.plan import Plan
 from ..quantize.choices import RecipeOptions
-from ..quantize.encode import Encoder
+from ..quantize.encode import Encoder, Importance, relative_errors
 from ..quantize.file_types import parse_file_type
 from ..quantize.imatrix import Imatrix, load_imatrix
 from ..quantize.overrides import parse_kv_override
 from ..quantize.pruning import parse_layers
-from ..quantize.roles import role_of
 from ..quantize.tensor_types import parse_tensor_type, parse_tensor_type_option
 from ..quantize.variants import StoredType, Variant, parse_types, plan_variants, stored_in_source
 from .models import SourceKind, resolve_source
@@ -66,7 +64,7 @@ class Job:
         return (*self.plan.warnings, *(self.imatrix.warnings if self.imatrix else ()))
 
     @property
-    def importance(self) -> Callable[[PlannedTensor], np.ndarray | None] | None:
+    def importance(self) -> Importance | None:
         """The imatrix by tensor, under the names that its source has."""
         if self.imatrix is None:
             return None
@@ -161,21 +159,10 @@ def report_of(job: Job, encoder: Encoder | None = None, seconds: float | None = 
             if choice.fell_back
         ]
         if encoder and encoder.measure:
-            report["errors"] = relative_errors(variant, encoder)
+            report["errors"] = relative_errors(encoder, variant.choices)
         outputs.append(report)
     report = {"outputs": outputs}
     return {**report, "dry_run": True} if seconds is None else {**report, "seconds": round(seconds, 3)}
-
-
-def relative_errors(variant: Variant, encoder: Encoder) -> dict[str, float]:
-    """Return per role the root of the squared error over the squared weights."""
-    sums: dict[str, np.ndarray] = {}
-    for choice in variant.choices:
-        key = (choice.name, choice.qtype)
-        if key in encoder.errors:
-            role = role_of(choice.name).value
-            sums[role] = sums.get(role, np.zeros(2)) + encoder.errors[key]
-    return {role: float(np.sqrt(error / max(square, 1e-300))) for role, (error, square) in sums.items()}
 
 
 def fallbacks_by_type(fallbacks: Sequence[Mapping[str, str]]) -> dict[tuple[str, str], list[str]]:

@@ -6,17 +6,30 @@ library compiled with other arithmetic), that type falls back to it, and `fallen
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType
 
 from ..formats.floats import widen
 from ..formats.plan import PlannedTensor
+from .choices import TypeChoice
 from .ggml import dequantize, quantize_chunk, row_bytes
+from .roles import role_of
 
 CHECKED_WEIGHTS = 16384
 Importance = Callable[[PlannedTensor], np.ndarray | None]
+
+
+def relative_errors(encoder: "Encoder", choices: Iterable[TypeChoice]) -> dict[str, float]:
+    """Return per role the root of the squared error over the squared weights, for tensors that were encoded."""
+    sums: dict[str, np.ndarray] = {}
+    for choice in choices:
+        key = (choice.name, choice.qtype)
+        if key in encoder.errors:
+            role = role_of(choice.name).value
+            sums[role] = sums.get(role, np.zeros(2)) + encoder.errors[key]
+    return {role: float(np.sqrt(error / max(square, 1e-300))) for role, (error, square) in sums.items()}
 
 
 class Encoder:

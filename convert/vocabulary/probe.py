@@ -4,6 +4,7 @@ In: a checkpoint folder and a text. Out: ids to compare with llama.cpp's (`llama
 add_special=False, parse_special=True).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from .reference import encode, load_reference
 from .sentencepiece_encoder import encode as encode_sentencepiece
 from .sentencepiece_file import read_sentencepiece
 from .tokenizer_files import AddedToken, collect_added_tokens, read_files
-from .vocabulary import Vocabulary
 
 # Begins with a letter, since tokenizers that put a space in front of a text treat a first space in several ways;
 # composed as Unicode's NFC has it, since tokenizers normalize to that and llama.cpp does not.
@@ -30,14 +30,14 @@ PROBE_TEXT = (
 )
 
 
-def probe_text(vocabulary: Vocabulary) -> str:
+def probe_text(tokens: Sequence[str], token_types: Sequence[int]) -> str:
     """Return PROBE_TEXT followed by some of the vocabulary's control tokens.
 
     They stand at the end since tokenizers differ in whether the text after one begins with a space.
     """
     control = [
         text
-        for text, kind in zip(vocabulary.tokens, vocabulary.token_types, strict=True)
+        for text, kind in zip(tokens, token_types, strict=True)
         if kind == TokenType.CONTROL and "unused" not in text
     ]
     return PROBE_TEXT + "".join(control[:8])

@@ -86,7 +86,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[P
 @pytest.mark.parametrize("kind", TINY)
 def test_the_probe_text_has_the_same_ids(kind: str, tiny: dict[str, tuple[Path, Any]]) -> None:
     folder, vocab = tiny[kind]
-    text = probe_text(read_vocabulary(folder, N_TOKENS))
+    vocabulary = read_vocabulary(folder, N_TOKENS)
+    text = probe_text(vocabulary.tokens, vocabulary.token_types)
     assert text.startswith(PROBE_TEXT) and text != PROBE_TEXT
     assert tokenize(vocab, text) == probe_tokens(folder, text)
 
@@ -133,7 +134,7 @@ def test_smollm2_in_full(tmp_path: Path) -> None:
     rebuild_byte_level(next(package.glob("*.gguf")), tmp_path, definition)
     vocabulary = read_vocabulary(tmp_path, 49152)
     assert (vocabulary.pre, vocabulary.n_tokens, vocabulary.warnings) == ("smollm", 49152, ())
-    texts = [*GOLDEN["texts"], probe_text(vocabulary)]
+    texts = [*GOLDEN["texts"], probe_text(vocabulary.tokens, vocabulary.token_types)]
     reference = load_reference(json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8")), tmp_path)
     expected = [encode(reference, text, add_special_tokens=False) for text in texts]
     assert llama_ids(tmp_path, 49152, texts) == expected
