@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 RIDGE = 1e-3
-MAX_STEPS = 200
+MAX_STEPS = 100
 
 
 @dataclass(frozen=True)
