@@ -63,25 +63,31 @@ def vector_operations_per_second() -> float:
     from moe_gguf.quantize.kernels.jit import kernel
     from moe_gguf.quantize.kernels.vectors import LANES, load, store
 
+    width = LANES // 2
+
     @kernel
     def run(values, n):
-        a, b, c, d = load(values, 0, LANES), load(values, 0, LANES), load(values, 0, LANES), load(values, 0, LANES)
-        e, f, g, h = load(values, 0, LANES), load(values, 0, LANES), load(values, 0, LANES), load(values, 0, LANES)
-        step = load(values, LANES, LANES)
+        step = load(values, 0, width)
+        a, b, c, d, e, f = step, step, step, step, step, step
+        u, v, w, x, y, z = step, step, step, step, step, step
         for _ in range(n):
             a *= step
             b *= step
             c *= step
             d *= step
-            e += step
-            f += step
-            g += step
-            h += step
-        store(values, 0, a + b + c + d + e + f + g + h)
+            e *= step
+            f *= step
+            u += step
+            v += step
+            w += step
+            x += step
+            y += step
+            z += step
+        store(values, 0, a + b + c + d + e + f + u + v + w + x + y + z)
 
-    values, n = np.ones(2 * LANES, np.float32), 1_000_000
+    values, n = np.ones(width, np.float32), 300_000
     run(values, n)
-    return 8 * LANES * n / best(lambda: run(values, n), 7)
+    return 12 * width * n / best(lambda: run(values, n), 50)
 
 
 def best(run: Callable[[], object], rounds: int) -> float:

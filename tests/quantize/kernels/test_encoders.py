@@ -1,5 +1,9 @@
 """Every kernel against llama.cpp's own encoder: equal bytes, whatever the rows."""
 
+import os
+import platform
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -158,3 +162,36 @@ def test_warm_up_reports_each_type_once() -> None:
     seen = []
     warm_up([T.Q8_0, T.Q4_K, T.Q8_0, T.IQ4_XS, T.F16], has_imatrix=True, report=seen.append)
     assert seen == [T.F16, T.Q8_0, T.Q4_K]
+
+
+# An AVX2 machine as Numba names it: without the features, the name alone would leave AVX-512 on.
+HASWELL = "+avx,+avx2,+bmi,+bmi2,+cx16,+f16c,+fma,+lzcnt,+movbe,+popcnt,+sse,+sse2,+sse3,+sse4.1,+sse4.2,+ssse3"
+ON_AVX2 = """
+import sys
+import gguf, numpy as np
+from moe_gguf.quantize.kernels import self_check, vectors
+rows = np.random.default_rng(0).standard_normal((37, 256)).astype(np.float32)
+imatrix = np.random.default_rng(1).random(256).astype(np.float32)
+assert vectors.LANES == 16
+for name in sys.argv[1:]:
+    assert self_check(gguf.GGMLQuantizationType[name.rstrip("+")], rows, imatrix if name[-1] == "+" else None), name
+"""
+
+
+if platform.machine() in ("x86_64", "AMD64"):
+
+    def test_bytes_on_avx2() -> None:
+        environment = os.environ | {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": HASWELL}
+        command = [sys.executable, "-c", ON_AVX2, "Q8_0", "Q3_K", "Q6_K+", "Q4_K"]
+        subprocess.run(command, env=environment, check=True)
+
+
+def test_kernels_without_a_writable_cache(tmp_path: Path) -> None:
+    """As in a read-only installation: Numba finds no folder for its cache."""
+    (tmp_path / "file").touch()
+    environment = os.environ | {
+        "NUMBA_CACHE_DIR": str(tmp_path / "file"),
+        "NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator",
+    }
+    code = "import gguf; from moe_gguf.quantize.kernels import warm_up; warm_up([gguf.GGMLQuantizationType.F16])"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
