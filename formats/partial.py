@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -19,7 +20,15 @@ from .gguf_layout import (
     shard_path,
     split_fields,
 )
-from .journal import COMPLETE, Progress, add_to_journal, journal_path, read_journal, start_journal
+from .journal import (
+    COMPLETE,
+    Progress,
+    add_to_journal,
+    clear_journal,
+    journal_path,
+    read_journal,
+    start_journal,
+)
 from .positional import PositionalFile
 
 
@@ -72,15 +81,15 @@ class PartialOutput:
         self.output = output
         self.shards = output.shards()
         digest = blake2b(b"".join(layout.header for _, layout in self.shards), digest_size=16).hexdigest()
-        self._identity = {**identity, "what is written": f"{output.label} {digest}"}
+        self._identity = {**identity, "the type": output.label, "the metadata or the tensors' types": digest}
         progress = self._progress(force)
-        existing = [path for path, _ in self.shards if path.exists()]
-        if existing and not force and not (progress and progress.complete):
-            raise OutputError(f"{existing[0]}: exists already; choose another name, or overwrite it with --force")
         complete = progress is not None and progress.complete
         self._resumable = progress is not None and all(self._is_whole(*shard, complete) for shard in self.shards)
         self.done = progress.done if progress and self._resumable else 0
-        self.finished = bool(progress and progress.complete and self._resumable)
+        self.finished = complete and self._resumable
+        existing = [path for path, _ in self.shards if path.exists()]
+        if existing and not force and not self.finished:
+            raise OutputError(f"{existing[0]}: exists already; choose another name, or overwrite it with --force")
         self._places: dict[str, tuple[PositionalFile, int, int]] = {}
         self._files: list[PositionalFile] = []
 
@@ -110,9 +119,12 @@ class PartialOutput:
             return 0
         there = 0
         for path, layout in self.shards:
-            if self._resumable and self.partial(path).exists():
+            # Those of another run count as well: they are written over.
+            if self.partial(path).exists():
                 state = self.partial(path).stat()
-                there += min(getattr(state, "st_blocks", 0) * 512, layout.n_bytes)
+                # Windows does not count blocks: there a file takes its whole size from the beginning.
+                blocks = getattr(state, "st_blocks", None)
+                there += min(state.st_size if blocks is None else blocks * 512, layout.n_bytes)
         return sum(layout.n_bytes for _, layout in self.shards) - there
 
     def begin(self) -> None:
@@ -120,7 +132,7 @@ class PartialOutput:
         if self.finished:
             return
         if not self._resumable:
-            self.forget()
+            clear_journal(self.output.path)
         for path, layout in self.shards:
             file = PositionalFile(self.partial(path), os.O_RDWR | os.O_CREAT | (0 if self._resumable else os.O_TRUNC))
             self._files.append(file)
@@ -233,7 +245,7 @@ def check_space(partials: Sequence[PartialOutput]) -> None:
 def _sync_folder(folder: Path) -> None:
     if os.name != "nt":
         descriptor = os.open(folder, os.O_RDONLY)
-        try:
+        # Some network file systems refuse to sync a folder; the files themselves are safe.
+        with suppress(OSError):
             os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        os.close(descriptor)

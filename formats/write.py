@@ -8,6 +8,7 @@ import errno
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -15,13 +16,19 @@ from pathlib import Path
 import numpy as np
 from gguf.constants import GGMLQuantizationType
 
-from .errors import CheckpointError, MoeGgufError, OutputError
-from .floats import encode_float, first_nonfinite
+from .errors import CheckpointError, Interrupted, MoeGgufError, OutputError
+from .floats import encode_float, first_nonfinite, widen
+from .journal import only_run
 from .partial import Check, Output, PartialOutput, check_outputs, check_space
 from .plan import FLOAT_TYPES, Plan, PlannedTensor, Slab, cut_slabs, read_planned
 
 SLAB_WEIGHTS = 2**20
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
+
+# What first_nonfinite found, and what to do about it.
+NONFINITE = ("NaN or infinity", "merge again")
+BEYOND_F32 = ("a number too large for F32", "merge again")
+BEYOND_F16 = ("a weight too large for F16", "use BF16")
 
 Encode = Callable[[PlannedTensor, int, np.ndarray, GGMLQuantizationType], np.ndarray]
 Advance = Callable[[int], None]
@@ -34,10 +41,6 @@ class Written:
     output: Output
     paths: tuple[Path, ...]
     resumed_at: int
-
-
-class Interrupted(OutputError):
-    """The run was stopped by the user; it can be continued."""
 
 
 def write(
@@ -59,15 +62,32 @@ def write(
     """
     identity = dict(plan.source.identity())
     check_outputs(outputs, identity)
-    slabs = cut_slabs(plan, SLAB_WEIGHTS)
     identity["the plan"] = _digest(plan)
-    partials = [PartialOutput(output, identity, force) for output in outputs]
-    check_space(partials)
-    starts = [len(slabs) if partial.finished else partial.done for partial in partials]
+    slabs = cut_slabs(plan, SLAB_WEIGHTS)
+    with ExitStack() as held:
+        for output in outputs:
+            held.enter_context(only_run(output.path))
+        partials = [PartialOutput(output, identity, force) for output in outputs]
+        check_space(partials)
+        starts = [len(slabs) if partial.finished else partial.done for partial in partials]
+        run = _Run(plan, slabs, partials, encode, allow_nonfinite, advance or (lambda _: None))
+        try:
+            _make_files(run, n_threads, check)
+        except OSError as error:
+            raise OutputError(_explain(error, outputs)) from error
+    return [
+        Written(partial.output, tuple(path for path, _ in partial.shards), start)
+        for partial, start in zip(partials, starts, strict=True)
+    ]
+
+
+def _make_files(run: "_Run", n_threads: int, check: Check | None) -> None:
+    """Make, check and name the files; what a failure leaves can be gone on with, unless the weights are to blame."""
+    partials = run.partials
     try:
         for partial in partials:
             partial.begin()
-        _Run(plan, slabs, partials, encode, allow_nonfinite, advance or (lambda _: None)).go(n_threads)
+        run.go(n_threads)
         for partial in partials:
             partial.seal(check)
         for partial in partials:
@@ -76,17 +96,11 @@ def write(
         for partial in partials:
             partial.discard()
         raise
-    except OSError as error:
-        raise OutputError(_explain(error, outputs)) from error
     finally:
         for partial in partials:
             partial.close()
     for partial in partials:
         partial.forget()
-    return [
-        Written(partial.output, tuple(path for path, _ in partial.shards), start)
-        for partial, start in zip(partials, starts, strict=True)
-    ]
 
 
 def _digest(plan: Plan) -> str:
@@ -126,27 +140,39 @@ class _Run:
         """Work through the slabs; note progress in the journals; stop cleanly on Ctrl-C or a failure."""
         for slab in self.slabs[: self.first]:
             self.advance(self._weights(slab))
-        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(max(1, n_threads))]
-        for thread in threads:
-            thread.start()
+        n_threads = max(1, min(n_threads, len(self.slabs) - self.first))
+        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(n_threads)]
         try:
-            last = time.monotonic()
-            while any(thread.is_alive() for thread in threads):
-                for thread in threads:
-                    thread.join(0.05)
-                if time.monotonic() - last > SECONDS_BETWEEN_CHECKPOINTS:
-                    self._checkpoint()
-                    last = time.monotonic()
-        except KeyboardInterrupt:
-            self.stopping = True
             for thread in threads:
-                thread.join()
+                thread.start()
+            self._watch(threads)
+        except KeyboardInterrupt:
+            self._stop(threads)
             self._checkpoint()
             raise Interrupted("interrupted; run the same command again to go on where it stopped") from None
+        finally:
+            self._stop(threads)
         if self.failure is not None:
             if isinstance(self.failure, OSError):
                 self._checkpoint_quietly()
             raise self.failure
+
+    def _watch(self, threads: Sequence[threading.Thread]) -> None:
+        """Note progress from time to time, until all slabs are made or one failed."""
+        last = time.monotonic()
+        while any(thread.is_alive() for thread in threads):
+            for thread in threads:
+                thread.join(0.05)
+            if time.monotonic() - last > SECONDS_BETWEEN_CHECKPOINTS:
+                self._checkpoint()
+                last = time.monotonic()
+
+    def _stop(self, threads: Sequence[threading.Thread]) -> None:
+        """Wait for the threads: none may write once the files are closed."""
+        self.stopping = True
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
 
     def _checkpoint(self) -> None:
         with self.lock:
@@ -170,16 +196,19 @@ class _Run:
                 self.next += 1
             try:
                 self._make(number)
+                with self.lock:
+                    self._note(number)
             except BaseException as error:
                 with self.lock:
                     self.failure = self.failure or error
                 return
-            with self.lock:
-                self.ahead.add(number)
-                while self.waterline in self.ahead:
-                    self.ahead.remove(self.waterline)
-                    self.waterline += 1
-                self.advance(self._weights(self.slabs[number]))
+
+    def _note(self, number: int) -> None:
+        self.ahead.add(number)
+        while self.waterline in self.ahead:
+            self.ahead.remove(self.waterline)
+            self.waterline += 1
+        self.advance(self._weights(self.slabs[number]))
 
     def _weights(self, slab: Slab) -> int:
         return (slab.stop - slab.start) * self.plan.tensors[slab.index].row_length
@@ -189,8 +218,11 @@ class _Run:
         slab = self.slabs[number]
         tensor = self.plan.tensors[slab.index]
         rows = read_planned(self.plan.source, tensor, slab.start, slab.stop)
-        if not self.allow_nonfinite and rows.dtype != np.uint8:
+        if rows.dtype != np.uint8:
             self._demand_finite(tensor, slab, rows)
+        if rows.dtype == np.float64:
+            rows = widen(rows)
+            self._demand_finite(tensor, slab, rows, BEYOND_F32)
         encoded: dict[GGMLQuantizationType, np.ndarray] = {}
         for partial, types in zip(self.partials, self.types, strict=True):
             if partial.finished or number < partial.done:
@@ -198,6 +230,8 @@ class _Run:
             qtype = types[tensor.name]
             if qtype not in encoded:
                 encoded[qtype] = self._encoded(tensor, slab.start, rows, qtype)
+                if qtype is GGMLQuantizationType.F16 and rows.dtype != np.float16:
+                    self._demand_finite(tensor, slab, encoded[qtype].view(np.float16), BEYOND_F16)
             partial.put(tensor.name, slab.start, encoded[qtype].data)
 
     def _encoded(self, tensor: PlannedTensor, row: int, rows: np.ndarray, qtype: GGMLQuantizationType) -> np.ndarray:
@@ -209,11 +243,15 @@ class _Run:
             raise MoeGgufError(f"{tensor.name}: nothing encodes {tensor.source_type} as {qtype.name}")
         return self.encode(tensor, row, rows, qtype)
 
-    def _demand_finite(self, tensor: PlannedTensor, slab: Slab, rows: np.ndarray) -> None:
-        bad = first_nonfinite(rows)
+    def _demand_finite(
+        self, tensor: PlannedTensor, slab: Slab, rows: np.ndarray, what: tuple[str, str] = NONFINITE
+    ) -> None:
+        bad = None if self.allow_nonfinite else first_nonfinite(rows)
         if bad is None:
             return
         row, column = slab.start + bad[0], bad[1]
+        if tensor.permutation is not None and tensor.n_rows == 1:
+            column = int(tensor.permutation.rows(column, column + 1, tensor.row_length)[0])
         name, source_row = locate(tensor, row)
         info = self.plan.source.tensors.get(name)
         where = info.where if info else "the plan"
@@ -221,8 +259,8 @@ class _Run:
         if info is not None and len(info.shape) == 3:
             source_row %= info.shape[1]
         raise CheckpointError(
-            f"NaN or infinity in {name} ({where}), {expert}row {source_row}, column {column}, for {tensor.name}; "
-            "merge again, or go on with --allow-nonfinite"
+            f"{what[0]} in {name} ({where}), {expert}row {source_row}, column {column}, for {tensor.name}; "
+            f"{what[1]}, or go on with --allow-nonfinite"
         )
 
 
@@ -241,5 +279,7 @@ def _explain(error: OSError, outputs: Sequence[Output]) -> str:
     names = ", ".join(str(output.path) for output in outputs)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full while writing {names}; free some space and run the same command again to go on"
+    if error.errno == errno.EFBIG:
+        return f"{names}: larger than this disk's file system allows; write shards with --split-max-size"
     place = error.filename or names
     return f"{place}: {error.strerror or error}; run the same command again to go on"
