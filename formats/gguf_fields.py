@@ -23,6 +23,9 @@ SCALARS: dict[GGUFValueType, str] = {
     GGUFValueType.FLOAT64: "<d",
     GGUFValueType.BOOL: "<?",
 }
+# Four times what the largest vocabularies take: a damaged count must not fill the memory.
+LONGEST_HEADER = 2**26
+LONGEST_ARRAY = 2**23
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Cursor:
     """Reads a header byte by byte and refuses to leave the file."""
 
     def __init__(self, data: Any, size: int, path: str) -> None:
-        self.data, self.size, self.path, self.at = data, size, path, 0
+        self.data, self.size, self.path, self.at = data, min(size, LONGEST_HEADER), path, 0
 
     def fail(self, what: str) -> GgufError:
         """Return the error for what is wrong at this byte."""
@@ -91,7 +94,7 @@ class Cursor:
     def take(self, count: int) -> bytes:
         """Return the next `count` bytes."""
         if count > self.size - self.at:
-            raise self.fail(f"{count} bytes wanted, {self.size - self.at} left in the file")
+            raise self.fail(f"{count} bytes wanted, {self.size - self.at} left for the header")
         self.at += count
         return self.data[self.at - count : self.at]
 
@@ -111,9 +114,9 @@ class Cursor:
         item_type, count = self._type(), self.number("<Q")
         if item_type is GGUFValueType.ARRAY:
             raise self.fail("arrays of arrays are not in use")
+        if count > min(self.size - self.at, LONGEST_ARRAY):
+            raise self.fail(f"an array of {count} items does not fit")
         if item_type is GGUFValueType.STRING:
-            if count * 8 > self.size - self.at:
-                raise self.fail(f"an array of {count} strings does not fit into the file")
             return Field([self.string() for _ in range(count)], kind, item_type)
         layout = SCALARS[item_type]
         data = self.take(count * struct.calcsize(layout))

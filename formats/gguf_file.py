@@ -25,6 +25,7 @@ from .errors import GgufError
 from .gguf_fields import Cursor, Field, plain
 
 LARGEST_DIMENSION = 2**40
+LARGEST_ALIGNMENT = 2**20
 SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 
@@ -81,27 +82,37 @@ def read_gguf(path: Path) -> GgufFile:
     Raises GgufError for a file that is not GGUF, truncated, inconsistent, or lacks a shard.
     """
     first = read_shard(Path(path))
-    count = int(first.metadata.get(Keys.Split.LLM_KV_SPLIT_COUNT, 0) or 0)
+    count = _split_number(first, Keys.Split.LLM_KV_SPLIT_COUNT, 0)
     if count <= 1:
         return first
     name = SPLIT_NAME.match(first.path.name)
     if not name or int(name["count"]) != count:
         raise GgufError(f"{path}: one of {count} shards, but not named NAME-00001-of-{count:05}.gguf; rename it")
-    if int(first.metadata.get(Keys.Split.LLM_KV_SPLIT_NO, 0)) != 0:
+    if _split_number(first, Keys.Split.LLM_KV_SPLIT_NO, 0) != 0:
         raise GgufError(f"{path}: not the first of {count} shards; name {name['stem']}-00001-of-{count:05}.gguf")
     paths = [first.path.with_name(f"{name['stem']}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
     tensors = dict(first.tensors)
-    for shard_path in paths[1:]:
+    for number, shard_path in enumerate(paths[1:], 1):
         if not shard_path.is_file():
             raise GgufError(f"{shard_path}: missing shard of {count}; put all shards into one folder")
-        for tensor in read_shard(shard_path).tensors.values():
+        shard = read_shard(shard_path)
+        if _split_number(shard, Keys.Split.LLM_KV_SPLIT_NO, number) != number:
+            raise GgufError(f"{shard_path}: was written as another shard; give each its own name again")
+        for tensor in shard.tensors.values():
             if tensor.name in tensors:
                 raise GgufError(f"{shard_path}: tensor {tensor.name} is in two shards")
             tensors[tensor.name] = tensor
-    expected = int(first.metadata.get(Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, len(tensors)))
+    expected = _split_number(first, Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, len(tensors))
     if expected != len(tensors):
         raise GgufError(f"{path}: {expected} tensors promised, {len(tensors)} found in {count} shards")
     return GgufFile(first.path, tuple(paths), first.fields, tensors, first.alignment, first.header_bytes)
+
+
+def _split_number(file: GgufFile, key: str, default: int) -> int:
+    value = file.metadata.get(key, default)
+    if not isinstance(value, int):
+        raise GgufError(f"{file.path}: {key} is {value!r:.40}, not a number; download or convert it again")
+    return value
 
 
 def read_shard(path: Path) -> GgufFile:
@@ -112,20 +123,21 @@ def read_shard(path: Path) -> GgufFile:
             if size < 24:
                 raise GgufError(f"{path}: not a GGUF file ({size} bytes)")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _parse(Cursor(data, size, str(path)), path)
+                return _parse(Cursor(data, size, str(path)), size, path)
     except IsADirectoryError:
         raise GgufError(f"{path}: a folder, not a GGUF file") from None
     except FileNotFoundError:
         raise GgufError(f"{path}: no such file") from None
 
 
-def _parse(cursor: Cursor, path: Path) -> GgufFile:
+def _parse(cursor: Cursor, size: int, path: Path) -> GgufFile:
     if cursor.number("<I") != GGUF_MAGIC:
         raise GgufError(f"{path}: not a GGUF file (it does not start with GGUF)")
     version = cursor.number("<I")
     if version not in (2, GGUF_VERSION):
-        big = " (big-endian files are not supported)" if version & 0xFFFF == 0 else ""
-        raise GgufError(f"{path}: GGUF version {version}{big}; versions 2 and {GGUF_VERSION} are supported")
+        if version and not version & 0xFFFF:
+            raise GgufError(f"{path}: a big-endian file; llama.cpp's gguf_convert_endian.py makes it little-endian")
+        raise GgufError(f"{path}: GGUF version {version}; only 2 and {GGUF_VERSION} can be read; convert it again")
     n_tensors, n_fields = cursor.number("<Q"), cursor.number("<Q")
     if n_tensors * 24 > cursor.size or n_fields * 12 > cursor.size:
         raise cursor.fail(f"{n_tensors} tensors and {n_fields} fields do not fit into the file")
@@ -138,10 +150,10 @@ def _parse(cursor: Cursor, path: Path) -> GgufFile:
     entries = [_tensor_entry(cursor) for _ in range(n_tensors)]
     alignment_field = fields.get(Keys.General.ALIGNMENT)
     alignment = alignment_field.value if alignment_field else GGUF_DEFAULT_ALIGNMENT
-    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise cursor.fail(f"alignment {alignment!r} is not a power of two")
+    if type(alignment) is not int or not 1 <= alignment <= LARGEST_ALIGNMENT or alignment & (alignment - 1):
+        raise cursor.fail(f"alignment {alignment!r:.40} is not a power of two up to {LARGEST_ALIGNMENT}")
     start = cursor.at + (-cursor.at) % alignment
-    tensors = _place(entries, start, alignment, cursor.size, path)
+    tensors = _place(entries, start, alignment, size, path)
     return GgufFile(path, (path,), fields, tensors, alignment, start)
 
 

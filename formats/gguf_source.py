@@ -18,7 +18,9 @@ from .plan import FLOAT_TYPES, Piece, Plan, PlannedTensor
 from .positional import PositionalFile
 from .source import TensorInfo, file_identity
 
-SEPARATE_EXPERT = re.compile(r"blk\.(?P<layer>\d+)\.ffn_(?P<matrix>gate|up|down)\.(?P<expert>\d+)\.weight")
+SEPARATE_EXPERT = re.compile(
+    r"blk\.(?P<layer>0|[1-9][0-9]{0,4})\.ffn_(?P<matrix>gate|up|down)\.(?P<expert>0|[1-9][0-9]{0,4})\.weight"
+)
 SPLIT_KEYS = frozenset(
     (Keys.Split.LLM_KV_SPLIT_NO, Keys.Split.LLM_KV_SPLIT_COUNT, Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT)
 )
@@ -81,6 +83,9 @@ def plan_from_gguf(file: GgufFile) -> Plan:
             group = groups.pop((int(name["layer"]), name["matrix"]), None)
             if group is not None:
                 tensors.append(_stacked(group, file))
+    names = [tensor.name for tensor in tensors]
+    if len(set(names)) != len(names):
+        raise GgufError(f"{file.path}: experts are there both one by one and stacked; convert it again")
     stacked = len(tensors) < len(file.tensors)
     warnings = ("one tensor per expert, as before April 2024: experts are stacked",) if stacked else ()
     return Plan(file.architecture, fields, tuple(tensors), source, warnings=warnings)
@@ -112,14 +117,16 @@ def _separate_experts(tensors: Iterable[GgufTensor]) -> dict[tuple[int, str], _G
 
 def _stacked(group: _Group, file: GgufFile) -> PlannedTensor:
     where = f"{file.path}: layer {group.layer}, ffn_{group.matrix}"
-    n_expert = int(file.hyper(Keys.LLM.EXPERT_COUNT, len(group.experts)))
-    missing = [expert for expert in range(n_expert) if expert not in group.experts]
-    if missing or len(group.experts) != n_expert:
-        raise GgufError(f"{where}: {len(group.experts)} experts of {n_expert}, missing {missing}; convert it again")
+    n_expert = file.hyper(Keys.LLM.EXPERT_COUNT, len(group.experts))
+    if sorted(group.experts) != list(range(len(group.experts))) or len(group.experts) != n_expert:
+        there = ", ".join(str(expert) for expert in sorted(group.experts))
+        raise GgufError(f"{where}: only the experts {there} of {n_expert!r:.20} are there; convert it again")
     tensors = [group.experts[expert] for expert in range(n_expert)]
     types = {tensor.qtype.name for tensor in tensors}
     if len({tensor.shape for tensor in tensors}) > 1:
-        raise GgufError(f"{where}: experts of different shapes")
+        raise GgufError(f"{where}: experts of different shapes; convert it again")
+    if len(tensors[0].shape) != 2:
+        raise GgufError(f"{where}: experts are not matrices; convert it again")
     if len(types) > 1 and not types <= set(FLOAT_TYPES):
         raise GgufError(f"{where}: experts of different types ({', '.join(sorted(types))}) cannot be stacked")
     return PlannedTensor(
