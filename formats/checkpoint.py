@@ -110,7 +110,7 @@ def read_parents(folder: Path) -> tuple[Parent, ...]:
             continue
         try:
             recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, ValueError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
         if isinstance(recipe, dict):
             return tuple(dict.fromkeys(parent_of(model) for model in _merged_models(recipe)))

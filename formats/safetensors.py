@@ -84,7 +84,7 @@ class SafetensorsFile:
             dtype, shape = entry["dtype"], tuple(entry["shape"])
             begin, end = entry["data_offsets"]
             numbers = (*shape, begin, end)
-            whole = isinstance(dtype, str) and len(shape) <= MOST_DIMENSIONS
+            whole = isinstance(dtype, str) and isinstance(entry["shape"], list) and len(shape) <= MOST_DIMENSIONS
             whole = whole and all(type(n) is int and 0 <= n < LARGEST_NUMBER for n in numbers)
         except (TypeError, KeyError, ValueError):
             whole = False
@@ -154,8 +154,9 @@ def _read_header(path: Path) -> tuple[int, int, dict[str, Any]]:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entries = dict(pairs)
     if len(entries) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"{twice!r} is there twice")
     return entries
 
 
