@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LLAMA := $(VENV)/.llama
 PACKAGES := formats convert merge quantize runner cli
+BENCHMARKS := encoders convert quantize placement
 CODE := $(PACKAGES) tests benchmarks docs
 
 .PHONY: demo test test-all lint bench docs lock clean
@@ -24,7 +25,7 @@ lint: $(READY)
 	$(BIN)/basedpyright
 
 bench: $(READY)  ## print the numbers of every claim; takes a while
-	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 docs: $(READY)  ## write docs/cli.md anew from --help
 	$(BIN)/python docs/make_cli.py

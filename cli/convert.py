@@ -17,8 +17,9 @@ OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 @click.option(
     "-o",
     "--outfile",
-    type=click.Path(path_type=Path),
-    help="Output file or folder; by default NAME-SIZE-TYPE.gguf in this folder.",
+    type=str,
+    metavar="FILE",
+    help="Output file (.gguf) or folder; by default NAME-SIZE-TYPE.gguf in this folder.",
 )
 @click.option(
     "--outtype",
@@ -32,7 +33,9 @@ OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 @click.option("--gates", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Routers for a recipe.")
 @click.option("--allow-nonfinite", is_flag=True, help="Go on when a weight is NaN or infinite.")
 @click.option("--no-verify", is_flag=True, help="Do not load the finished file in llama.cpp.")
-@click.option("-f", "--force", is_flag=True, help="Overwrite what is there; drop an unfinished run that does not match.")
+@click.option(
+    "-f", "--force", is_flag=True, help="Overwrite what is there; drop an unfinished run that does not match."
+)
 @click.option("-t", "--threads", type=click.IntRange(1), help="Threads; by default one per core.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and the exact size; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -48,7 +51,7 @@ def command(source: str | None, **options: Any) -> None:
 
 def convert(
     source: str | None,
-    outfile: Path | None,
+    outfile: str | None,
     outtype: str,
     split_max_size: str | None,
     pre_tokenizer: str | None,
@@ -62,13 +65,12 @@ def convert(
 ) -> None:
     """Plan, write, read back, report."""
     from ..convert.outtype import choose_entries, file_type_field, resolve_outtype
-    from ..formats.naming import output_path
     from ..formats.partial import Output, split_output
     from ..formats.write import write
     from ..quantize.encode import Encoder
     from ..runner.threads import best_thread_count
     from .models import resolve_source
-    from .outputs import describe_output, print_output, print_tensors
+    from .outputs import Place, describe_output, print_output, print_tensors
     from .plans import check_finished, parse_size, plan_of
     from .terminal import emit_json, progress, say, warn
 
@@ -78,7 +80,8 @@ def convert(
     resolved = resolve_outtype(planned.plan, outtype.lower())
     plan = planned.plan.with_fields(file_type_field(planned.plan, resolved))
     entries = choose_entries(plan, resolved)
-    path = output_path(plan.fields, resolved.upper(), outfile, planned.folder)
+    place = Place.of(outfile, 1, planned.folder)
+    path = place.path(plan.fields, resolved.upper())
     output = Output(path, plan.fields, entries, f"convert {resolved}")
     if split_max_size:
         output = split_output(output, parse_size(split_max_size))
@@ -91,6 +94,7 @@ def convert(
             print_tensors(entries)
         return
     say(f"{planned.name}: {len(entries)} tensors to {path}")
+    place.prepare()
     started = time.monotonic()
     with progress(sum(tensor.n_weights for tensor in plan.tensors), "convert", " weights") as bar:
         written = write(

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 from .loading import available_devices
-from .tables import gigabytes, table
-from .terminal import emit_json, verbosity
+from .tables import table
+from .terminal import emit_json, format_bytes, verbosity
 
 if TYPE_CHECKING:
     from ..runner.devices import Device
@@ -29,7 +29,7 @@ def command(rpc: str | None, as_json: bool) -> None:
     if as_json:
         emit_json({"devices": [device_report(device) for device in devices], "build": asdict(build)})
         return
-    rows = [(d.name, d.kind, gigabytes(d.free_bytes), gigabytes(d.total_bytes), d.description) for d in devices]
+    rows = [(d.name, d.kind, format_bytes(d.free_bytes), format_bytes(d.total_bytes), d.description) for d in devices]
     click.echo(table(("device", "kind", "free", "total", "description"), rows, right=(2, 3)))
     click.echo(f"\nllama.cpp is built with {', '.join(build.backends)}: {build.system_info}")
     for line in build.rebuild:

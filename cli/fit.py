@@ -11,8 +11,8 @@ from ..formats.errors import EngineError
 from .devices import device_report
 from .loading import CONTEXT_OPTIONS, available_devices, read_manual
 from .models import MODEL, resolve_gguf
-from .tables import gigabytes, table
-from .terminal import emit_json, verbosity
+from .tables import table
+from .terminal import emit_json, format_bytes, verbosity
 
 if TYPE_CHECKING:
     from ..formats.gguf_file import GgufFile
@@ -102,11 +102,11 @@ def report(file: "GgufFile", placement: "Placement", wish: "LoadOptions", as_jso
     for note in placement.notes:
         click.echo(f"note: {note}\n")
     click.echo(
-        f"{facts.name}: {gigabytes(sum(facts.tensors.values()))}, {facts.n_layer} layers; a context of "
+        f"{facts.name}: {format_bytes(sum(facts.tensors.values()))}, {facts.n_layer} layers; a context of "
         f"{placement.n_ctx} tokens (largest that fits: {largest}, trained: {facts.n_ctx_train})\n"
     )
     click.echo(device_table(placement))
-    rows = [(g.what, g.device, gigabytes(g.n_bytes), g.reason) for g in explain(placement)]
+    rows = [(g.what, g.device, format_bytes(g.n_bytes), g.reason) for g in explain(placement)]
     click.echo("\n" + table(("what", "device", "size", "why"), rows, right=(2,)))
     click.echo("\n" + "\n".join(variant_line(variant, facts.n_layer, devices) for variant in variants))
     click.echo("\nllama.cpp's flags for this: " + shlex.join(flags(placement)))
@@ -181,7 +181,7 @@ def type_sizes(file: "GgufFile") -> Mapping[str, dict[str, int]]:
 
 def variant_line(variant: Variant, n_layer: int, devices: "tuple[Device, ...]") -> str:
     """Return one line on another quantization."""
-    size = f"{variant.type:7} {gigabytes(variant.n_bytes):>10}"
+    size = f"{variant.type:7} {format_bytes(variant.n_bytes):>10}"
     if not variant.fits:
         shorter = f" with this context, but would with {variant.largest_n_ctx}" if variant.largest_n_ctx else ""
         return f"{size}  would not fit{shorter}"

@@ -3,13 +3,58 @@
 The JSON is stable (docs/convert.md): {"outputs": [{"path", "type", "bytes", "bpw", "tensors": [...]}], ...}.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
 
+from ..formats.errors import PlanError
+from ..formats.gguf_fields import Field
 from ..formats.gguf_layout import TensorEntry
 from ..formats.partial import Output
+from .terminal import format_bytes
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where outputs go: one `file`, or conventional names in a `folder`, which `create` says may be made."""
+
+    file: Path | None
+    folder: Path
+    create: bool = False
+
+    @classmethod
+    def of(cls, outfile: str | None, n_outputs: int, default: Path) -> "Place":
+        """Tell from --outfile: a .gguf file for one output; a folder that exists, or ends with a separator.
+
+        Raises PlanError when a file is named for several outputs, or it is neither.
+        """
+        if outfile is None:
+            return cls(None, default, create=True)
+        path = Path(outfile)
+        if path.is_dir() or outfile.endswith(("/", os.sep)):
+            return cls(None, path, create=True)
+        if path.suffix.lower() == ".gguf":
+            if n_outputs > 1:
+                raise PlanError(f"{outfile}: {n_outputs} types go into a folder; name one with --outfile")
+            return cls(path, path.parent)
+        if n_outputs > 1 and not path.exists():
+            return cls(None, path, create=True)
+        raise PlanError(f"{outfile}: neither a .gguf file nor a folder; end a new folder's name with /")
+
+    def path(self, fields: Mapping[str, Field], type_name: str) -> Path:
+        """Return the output's path for a type."""
+        from ..formats.naming import gguf_stem
+
+        return self.file or self.folder / f"{gguf_stem(fields, type_name)}.gguf"
+
+    def prepare(self) -> None:
+        """Make the folder, if it may be made."""
+        if self.create:
+            self.folder.mkdir(parents=True, exist_ok=True)
 
 
 def describe_output(output: Output, type_name: str) -> dict[str, Any]:
@@ -45,7 +90,7 @@ def types_line(entries: Sequence[TensorEntry]) -> str:
 def print_output(report: dict[str, Any], entries: Sequence[TensorEntry], seconds: float | None = None) -> None:
     """Print one output on stdout: where it is, how large, and what it is made of."""
     took = f", {seconds:.1f} s" if seconds is not None else ""
-    click.echo(f"{report['path']}: {readable(report['bytes'])}, {report['bpw']:.2f} bits per weight{took}")
+    click.echo(f"{report['path']}: {format_bytes(report['bytes'])}, {report['bpw']:.2f} bits per weight{took}")
     click.echo(f"  {len(entries)} tensors: {types_line(entries)}")
 
 
@@ -55,13 +100,3 @@ def print_tensors(entries: Sequence[TensorEntry]) -> None:
     for entry in entries:
         shape = " x ".join(str(n) for n in entry.shape)
         click.echo(f"  {entry.name:<{width}}  {shape:>24}  {entry.qtype.name:>6}  {entry.n_bytes:>15,}")
-
-
-def readable(n_bytes: int) -> str:
-    """Return a size as people write it: "14.61 GB"."""
-    size = float(n_bytes)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.2f} {unit}"
-        size /= 1000
-    raise AssertionError("unreachable")

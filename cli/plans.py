@@ -39,9 +39,7 @@ def plan_of(source: ModelSource, pre_tokenizer: str | None = None, gates: Path |
     plan = build_plan(checkpoint, pre_tokenizer=pre_tokenizer)
     if source.entry:
         plan = state_catalogue(plan, source.entry)
-    folder = source.output or Path()
-    folder.mkdir(parents=True, exist_ok=True)
-    return Planned(plan, checkpoint.name, folder, checkpoint.folder)
+    return Planned(plan, checkpoint.name, source.output or Path(), checkpoint.folder)
 
 
 def open_source(source: ModelSource, gates: Path | None = None) -> Checkpoint:

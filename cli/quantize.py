@@ -19,7 +19,8 @@ READ_ONLY = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "-o",
     "--outfile",
-    type=click.Path(path_type=Path),
+    type=str,
+    metavar="FILE",
     help="Output file for one type, folder for any number; by default beside a GGUF source, else in this folder.",
 )
 @click.option("--imatrix", type=READ_ONLY, help="Importance matrix of llama-imatrix (GGUF or .dat).")
@@ -38,7 +39,9 @@ READ_ONLY = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--allow-nonfinite", is_flag=True, help="Go on when a weight is NaN or infinite.")
 @click.option("--verify", is_flag=True, help="Load each finished file in llama.cpp and decode once.")
 @click.option("--measure", is_flag=True, help="Report the relative error per role of tensor.")
-@click.option("-f", "--force", is_flag=True, help="Overwrite what is there; drop an unfinished run that does not match.")
+@click.option(
+    "-f", "--force", is_flag=True, help="Overwrite what is there; drop an unfinished run that does not match."
+)
 @click.option("-t", "--threads", type=click.IntRange(1), help="Threads; by default one per core.")
 @click.option("--dry-run", is_flag=True, help="Print every output's plan and exact size; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -71,6 +74,7 @@ def quantize(source: str | None, options: Mapping[str, Any]) -> None:
     warm_up(job)
     encoder = Encoder(job.importance, measure=options["measure"])
     say(f"{job.name}: {len(job.plan.tensors)} tensors to {', '.join(str(output.path) for output in job.outputs)}")
+    job.place.prepare()
     started = time.monotonic()
     with progress(sum(tensor.n_weights for tensor in job.plan.tensors), "quantize", " weights") as bar:
         written = write(

@@ -7,7 +7,7 @@ import sys
 import click
 from click.shell_completion import CompletionItem
 
-from ..formats.errors import MoeGgufError
+from ..formats.errors import Interrupted, MoeGgufError
 from .models import CATALOGUE, CATALOGUE_VARIABLE
 
 VERBS = {
@@ -109,6 +109,9 @@ def run(arguments: list[str] | None = None) -> None:
         status = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("moe-gguf: interrupted", err=True)
+        status = 130
+    except Interrupted as error:
+        click.echo(f"moe-gguf: {describe(error)}", err=True)
         status = 130
     except (MoeGgufError, OSError, MemoryError) as error:
         click.echo(f"moe-gguf: {describe(error)}", err=True)

@@ -14,8 +14,3 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Collection
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
-
-
-def gigabytes(n_bytes: int) -> str:
-    """Return bytes as "14.61 GB", or "0.24 MB" when they are few."""
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.2f} MB"

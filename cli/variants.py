@@ -11,7 +11,6 @@ import click
 from ..formats.errors import PlanError
 from ..formats.gguf_file import read_gguf
 from ..formats.gguf_source import plan_from_gguf
-from ..formats.naming import output_path
 from ..formats.partial import Output, split_output
 from ..formats.plan import Plan
 from ..quantize.choices import RecipeOptions
@@ -23,7 +22,7 @@ from ..quantize.pruning import parse_layers
 from ..quantize.tensor_types import parse_tensor_type, parse_tensor_type_option
 from ..quantize.variants import StoredType, Variant, parse_types, plan_variants, stored_in_source
 from .models import SourceKind, resolve_source
-from .outputs import describe_output, print_output, print_tensors
+from .outputs import Place, describe_output, print_output, print_tensors
 from .plans import parse_size, plan_of
 from .terminal import detail, emit_json, progress, say
 
@@ -36,6 +35,7 @@ class Job:
     plan: Plan
     variants: list[Variant]
     outputs: list[Output]
+    place: Place
     imatrix: Imatrix | None
     tokenizer: Path | None
 
@@ -50,13 +50,17 @@ class Job:
         overrides = [parse_kv_override(text) for text in options["override_kv"]]
         plan, variants = plan_variants(plan, stored, file_types, recipe_options(options), imatrix, overrides)
         label = f"{options['imatrix'].resolve()} {options['imatrix'].stat()}" if imatrix else ""
-        paths = _paths(variants, options["outfile"], folder)
+        if imatrix:
+            for choice in (choice for variant in variants for choice in variant.choices if choice.converts):
+                imatrix.for_tensor(choice.source_name, choice.shape)  # a wrong size is refused, an unknown one noted
+        place = Place.of(options["outfile"], len(variants), folder)
+        paths = [place.path(variant.fields, variant.file_type.name) for variant in variants]
         outputs = [variant.output(path, label) for variant, path in zip(variants, paths, strict=True)]
         if options["split_max_size"]:
             outputs = [split_output(output, parse_size(options["split_max_size"])) for output in outputs]
         elif options["keep_split"]:
             outputs = [_split_alike(output, groups) for output in outputs]
-        return cls(name, plan, variants, outputs, imatrix, tokenizer)
+        return cls(name, plan, variants, outputs, place, imatrix, tokenizer)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -115,14 +119,6 @@ def _open(
         planned.tokenizer,
         [],
     )
-
-
-def _paths(variants: Sequence[Variant], outfile: Path | None, folder: Path) -> list[Path]:
-    if len(variants) > 1 and outfile is not None and not outfile.is_dir():
-        if outfile.suffix == ".gguf" or outfile.exists():
-            raise PlanError(f"{outfile}: {len(variants)} types go into a folder; name one with --outfile")
-        outfile.mkdir(parents=True)
-    return [output_path(variant.fields, variant.file_type.name, outfile, folder) for variant in variants]
 
 
 def _split_alike(output: Output, groups: Sequence[set[str]]) -> Output:
@@ -188,4 +184,5 @@ def show(report: Mapping[str, Any], job: Job, options: Mapping[str, Any]) -> Non
         if options["dry_run"]:
             print_tensors(output.entries)
     if "seconds" in report:
-        say(f"{len(job.outputs)} files in {report['seconds']:.1f} s")
+        files = "1 file" if len(job.outputs) == 1 else f"{len(job.outputs)} files"
+        say(f"{files} in {report['seconds']:.1f} s")

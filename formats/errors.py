@@ -25,6 +25,10 @@ class OutputError(MoeGgufError):
     """An output cannot be written: it exists, is the input, does not fit on the disk, or writing failed."""
 
 
+class Interrupted(OutputError):
+    """The user stopped a run that can be continued."""
+
+
 class ImatrixError(MoeGgufError):
     """An importance matrix is broken or does not belong to the model."""
 

@@ -5,7 +5,6 @@ Source: ggml/docs/gguf.md, section "GGUF Naming Convention".
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 from gguf import naming_convention
 from gguf.constants import Keys
@@ -33,14 +32,3 @@ def gguf_stem(fields: Mapping[str, Field], type_name: str) -> str:
             type_name,
         ),
     )
-
-
-def output_path(fields: Mapping[str, Field], type_name: str, outfile: Path | None, folder: Path) -> Path:
-    """Return where an output goes: the file that was named, or a conventional name in the folder.
-
-    An `outfile` that is a folder, or ends with a separator, gets the conventional name inside.
-    """
-    name = gguf_stem(fields, type_name) + ".gguf"
-    if outfile is None:
-        return folder / name
-    return outfile / name if outfile.is_dir() else outfile
