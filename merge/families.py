@@ -62,6 +62,8 @@ def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
     full.setdefault("tie_word_embeddings", False)
     if full.get("num_key_value_heads") is None:
         full["num_key_value_heads"] = full["num_attention_heads"]
+    if full.get("head_dim") is None and config.get("model_type") in ("llama", "mistral"):
+        full["head_dim"] = full["hidden_size"] // full["num_attention_heads"]
     return full
 
 

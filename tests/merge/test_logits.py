@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from moe_gguf.runner.engine import Engine
 from moe_gguf.runner.load_options import LoadOptions
 from moe_gguf.runner.losses import all_logits

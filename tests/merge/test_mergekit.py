@@ -14,6 +14,7 @@ from moe_gguf.merge.open import open_recipe
 from moe_gguf.merge.recipe import read_recipe
 
 from .cases import CASES, gates_of, write_case
+from .tiny_gguf import convert
 
 GOLDEN = Path(__file__).parent / "golden"
 MERGES: dict[str, Any] = json.loads((GOLDEN / "mergekit.json").read_text())
@@ -29,7 +30,6 @@ UNSAID = {
     "use_cache",
     "pad_token_id",
     "router_jitter_noise",
-    "head_dim",
     "layer_types",
     "attention_bias",
     "mlp_bias",
@@ -128,3 +128,10 @@ def test_cheap_embed_gates_are_mergekits(tmp_path: Path, name: str) -> None:
     for layer in range(2):
         router = source.read_rows(f"model.layers.{layer}.block_sparse_moe.gate.weight", 0, 3)
         np.testing.assert_allclose(router, golden, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if is_fused(name)])
+def test_both_layouts_become_the_same_gguf(tmp_path: Path, name: str) -> None:
+    classic = convert(opened(tmp_path, name, "classic"), tmp_path / "classic.gguf", "bf16")
+    fused = convert(opened(tmp_path, name, "fused"), tmp_path / "fused.gguf", "bf16")
+    assert classic.read_bytes() == fused.read_bytes()
