@@ -18,8 +18,8 @@ What was learnt:
 - The final levels and the packing are done in the order of the weights, 16 at a time: no second transposition.
 - Q3_K without an imatrix moves single levels in up to five rounds, but four sub-blocks in five are done after one.
   Gathering the rest into full vectors took it from 4.5 to 6.3 times llama.cpp.
-- 32 lanes with AVX-512 (two registers, so that latencies overlap): 7 to 15 % faster than 16, Q3_K a third. With AVX2 16 and
-  32 are equal. A Zen 4 core, whose 512-bit operations take two cycles, reached half to 62 % of its bound.
+- 32 lanes with AVX-512 (two registers, so that latencies overlap): 7 to 15 % faster than 16, Q3_K a third. With AVX2
+  16 and 32 are equal. A Zen 4 core, whose 512-bit operations take two cycles, reached half to 62 % of its bound.
 - Widening a whole tile in one call, not block by block, made Q8_0, Q4_0 and Q4_1 twice as fast.
 - A scalar encoder that sees the same few rows again has learnt their branches: Q3_K then gains half. Rows rotate here.
 - Candidates of Q4_K, Q5_K and Q2_K depend on one another through the minimum: no way was found to skip one
