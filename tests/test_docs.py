@@ -1,16 +1,21 @@
 """The documents are true: options, commands, files and links that they name exist, and the rest is executed."""
 
+import ast
 import io
 import json
+import os
 import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 from moe_gguf.cli.root import VERBS, root
+from moe_gguf.convert.architectures import ARCHITECTURES
 from moe_gguf.formats.catalogue import FIELDS, RECIPE_KEYS, RESULT_KEYS, read_catalogue
+from moe_gguf.quantize.file_types import FILE_TYPES
 
 from .checkpoints import Tiny, write_checkpoint
 from .command import moe_gguf
@@ -33,10 +38,11 @@ def text_of(page: Path) -> str:
 
 
 def commands_of(page: Path) -> list[list[str]]:
-    """Return the words of every `moe-gguf` command of a page: in fenced blocks and in inline code."""
+    """Return the words of every `moe-gguf` command of a page: in fenced blocks, and in inline code but for titles."""
     text = text_of(page)
     fenced = "\n".join(block for _, block in FENCE.findall(text)).replace("\\\n", " ")
-    spans = re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+    prose = [line for line in FENCE.sub("", text).splitlines() if not line.startswith("#")]
+    spans = re.findall(r"`([^`\n]+)`", "\n".join(prose))
     lines = [line.strip().removeprefix("$ ") for line in [*fenced.splitlines(), *spans]]
     return [shlex.split(line, comments=True) for line in lines if re.match(r"moe-gguf( |$)", line)]
 
@@ -90,7 +96,7 @@ def test_commands_and_their_options_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=names)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text_of(page)):
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", FENCE.sub("", text_of(page))):
         if not re.match(r"[a-z]+:", target):
             assert (page.parent / target).exists(), target
 
@@ -104,6 +110,14 @@ def test_contributing_names_every_folder_and_file() -> None:
                 assert path.name in text, path.relative_to(ROOT)
     for page in (ROOT / "docs").glob("*.*"):
         assert page.name in text, page
+
+
+def test_readme_names_every_folder_and_page() -> None:
+    text = text_of(ROOT / "README.md")
+    for folder in (*CODE_FOLDERS, "docs"):
+        assert f"`{folder}/`" in text, folder
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{page.name})" in text, page
 
 
 def test_readme_names_real_make_targets() -> None:
@@ -163,3 +177,101 @@ def test_the_catalogue_page_quotes_a_real_message(tmp_path: Path, monkeypatch: p
     Path("models.toml").write_text('# mine\n[models.bruce]\npath = "w"\nlicence = "mit"\n')
     message = moe_gguf("inspect").stderr.removeprefix("moe-gguf: ").strip()
     assert f"`{message}`" in text_of(ROOT / "docs" / "catalogue.md")
+
+
+@pytest.fixture
+def in_a_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the current folder, which has a catalogue: the one of docs/release.md, whose only model is there."""
+    monkeypatch.chdir(tmp_path)
+    example = next(block for kind, block in FENCE.findall(text_of(ROOT / "docs" / "release.md")) if kind == "toml")
+    (tmp_path / "models.toml").write_text(f'default = "bruce"\n{example}', encoding="utf-8")
+    write_checkpoint(tmp_path / "weights" / "bruce-merged", Tiny(n_embd=256, n_ff=256))
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", ["docs/convert.md", "docs/quantize.md", "docs/run.md"])
+def test_commands_of_other_pages_run(page: str, in_a_catalogue: Path) -> None:
+    assert moe_gguf("quantize", "bruce", "--type", "Q4_0").status == 0
+    for words in commands_of(ROOT / page):
+        if runs_anywhere(words):
+            outcome = moe_gguf(*words[1:])
+            assert outcome.status == 0, (words, outcome.stderr)
+
+
+def test_the_release_page_leads_to_its_table(in_a_catalogue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = ROOT / "docs" / "release.md"
+    made = next(words for words in commands_of(page) if words[1:3] == ["quantize", "bruce"])
+    outcome = moe_gguf(*made[1:])
+    assert outcome.status == 0, outcome.stderr
+    script = next(block for kind, block in FENCE.findall(text_of(page)) if kind == "python")
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    printed = io.StringIO()
+    monkeypatch.setattr("sys.stdout", printed)
+    exec(script, {})
+    lines = printed.getvalue().splitlines()
+    assert lines[0] in text_of(page)
+    assert [line.split(" | ")[1] for line in lines[2:]] == ["Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"]
+    assert lines[2].startswith("| [Bruce-4x1.1M-Q2_K.gguf](./Bruce-4x1.1M-Q2_K.gguf) | Q2_K | 0.00 GB |")
+
+
+def test_the_pages_have_every_family_and_type() -> None:
+    families, types = text_of(ROOT / "docs" / "convert.md"), text_of(ROOT / "docs" / "quantize.md")
+    for name, architecture in ARCHITECTURES.items():
+        row = next(line for line in families.splitlines() if line.startswith("|") and f"`{name}`" in line)
+        assert f"`{architecture.name}`" in row
+    rows = {name: line for line in types.splitlines() for name in re.findall(r"[A-Z]+\w*", line.split(" | ")[0])}
+    for file_type in FILE_TYPES:
+        assert file_type.name in rows or f"{file_type.name} is there once" in types, file_type.name
+    for name, row in rows.items():
+        needing = [one.needs_imatrix for one in FILE_TYPES if one.name == name]
+        assert not needing or needing[0] == bool(re.search("needs? an imatrix", row)), name
+
+
+def texts_in(path: Path) -> list[str]:
+    """Return the texts in a module's code, "..." where something is put in."""
+    texts = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            parts = [str(part.value) if isinstance(part, ast.Constant) else "..." for part in node.values]
+            texts.append("".join(parts))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            texts.append(node.value)
+    return texts
+
+
+@pytest.mark.parametrize("page", ["docs/convert.md", "docs/quantize.md"])
+def test_refusals_are_quoted_as_they_are(page: str) -> None:
+    table = text_of(ROOT / page).partition("## When it refuses")[2].partition("\n## ")[0]
+    quoted = re.findall(
+        r"`([^`]+)`", "\n".join(line.split(" | ")[0] for line in table.splitlines() if line[:3] == "| `")
+    )
+    assert len(quoted) > 10
+    said = [text for folder in CODE_FOLDERS for path in (ROOT / folder).rglob("*.py") for text in texts_in(path)]
+    for quote in quoted:
+        parts = [part.strip() for part in quote.split("...") if part.strip()]
+        assert any(all(part in text for part in parts) for text in said), quote
+
+
+def keys_of(report: Any) -> set[str]:
+    """Return the keys of a report at all depths; those of `errors` and `ignored` are names, not keys."""
+    if isinstance(report, list):
+        return {key for each in report for key in keys_of(each)}
+    if not isinstance(report, dict):
+        return set()
+    return {*report} | {key for name in report if name not in ("errors", "ignored") for key in keys_of(report[name])}
+
+
+def test_the_pages_have_every_key_of_the_reports(in_a_catalogue: Path) -> None:
+    write_checkpoint(in_a_catalogue / "narrow", Tiny(n_embd=64, n_ff=96))
+    convert, quantize = (text_of(ROOT / "docs" / name) for name in ("convert.md", "quantize.md"))
+    reports = [
+        moe_gguf("convert", "narrow", "--split-max-size", "100K", "--json"),
+        moe_gguf("convert", "narrow", "--dry-run", "--json"),
+        moe_gguf("quantize", "narrow", "--type", "Q4_K_M", "--measure", "--json"),
+    ]
+    keys = [keys_of(json.loads(outcome.stdout)) for outcome in reports]
+    assert {"shards", "seconds", "ignored"} <= keys[0] and "dry_run" in keys[1] and {"wanted", "errors"} <= keys[2]
+    for key in keys[0] | keys[1]:
+        assert f"`{key}`" in convert, key
+    for key in keys[2]:
+        assert f"`{key}`" in convert + quantize, key
