@@ -30,7 +30,12 @@ OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 )
 @click.option("--split-max-size", metavar="N(M|G)", help="Write shards of at most this size, as 50G.")
 @click.option("--pre-tokenizer", metavar="NAME", help="llama.cpp's name of the pre-tokenizer, if it is not recognized.")
-@click.option("--gates", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Routers for a recipe.")
+@click.option(
+    "--gates",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="For a recipe: take the routers from this file; if it is not there, save them to it.",
+)
 @click.option("--allow-nonfinite", is_flag=True, help="Go on when a weight is NaN or infinite.")
 @click.option("--no-verify", is_flag=True, help="Do not load the finished file in llama.cpp.")
 @click.option(

@@ -58,13 +58,14 @@ def command(output: Path) -> None:
     """
     output.mkdir(parents=True, exist_ok=True)
     prepare_base(output)
-    recipe = write_recipe(output)
+    recipe, gates = write_recipe(output), output / f"{NAME}-gates.safetensors"
     run("merge", recipe, "--check")
     if not (output / f"{NAME}-BF16.gguf").exists():
-        run("convert", recipe, "-o", f"{output}/")
+        run("convert", recipe, "--gates", gates, "-o", f"{output}/")
     missing = [name for name in TYPES if not (output / f"{NAME}-{name}.gguf").exists()]
     if missing:
-        run("quantize", recipe, *(part for name in missing for part in ("--type", name)), "-o", f"{output}/")
+        types = (part for name in missing for part in ("--type", name))
+        run("quantize", recipe, "--gates", gates, *types, "-o", f"{output}/")
     best = output / f"{NAME}-{TYPES[0]}.gguf"
     run("inspect", best)
     run("generate", best, "-cnv", "-p", QUESTION, "-n", 48, "--temp", 0)

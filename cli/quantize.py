@@ -35,7 +35,12 @@ READ_ONLY = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--split-max-size", metavar="N(M|G)", help="Write shards of at most this size, as 50G.")
 @click.option("--keep-split", is_flag=True, help="Split the output as the source is split.")
 @click.option("--pre-tokenizer", metavar="NAME", help="llama.cpp's name of the pre-tokenizer, for a checkpoint.")
-@click.option("--gates", type=READ_ONLY, help="Routers for a recipe.")
+@click.option(
+    "--gates",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="For a recipe: take the routers from this file; if it is not there, save them to it.",
+)
 @click.option("--allow-nonfinite", is_flag=True, help="Go on when a weight is NaN or infinite.")
 @click.option("--verify", is_flag=True, help="Load each finished file in llama.cpp and decode once.")
 @click.option("--measure", is_flag=True, help="Report the relative error per role of tensor.")
