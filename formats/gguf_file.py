@@ -26,6 +26,7 @@ from .gguf_fields import Cursor, Field, plain
 
 LARGEST_DIMENSION = 2**40
 LARGEST_ALIGNMENT = 2**20
+LONGEST_NAME = 200
 SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 
@@ -145,7 +146,7 @@ def _parse(cursor: Cursor, size: int, path: Path) -> GgufFile:
     for _ in range(n_fields):
         key = cursor.string()
         if key in fields:
-            raise cursor.fail(f"{key!r} twice")
+            raise cursor.fail(f"{key!r:.80} twice")
         fields[key] = cursor.field()
     entries = [_tensor_entry(cursor) for _ in range(n_tensors)]
     alignment_field = fields.get(Keys.General.ALIGNMENT)
@@ -159,6 +160,8 @@ def _parse(cursor: Cursor, size: int, path: Path) -> GgufFile:
 
 def _tensor_entry(cursor: Cursor) -> tuple[str, tuple[int, ...], GGMLQuantizationType, int]:
     name, n_dims = cursor.string(), cursor.number("<I")
+    if len(name) > LONGEST_NAME:
+        raise cursor.fail(f"a tensor's name of {len(name)} characters")
     if not 1 <= n_dims <= 4:
         raise cursor.fail(f"tensor {name!r} has {n_dims} dimensions")
     shape = tuple(cursor.number("<Q") for _ in range(n_dims))
