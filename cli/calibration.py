@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..formats.errors import MoeGgufError, RecipeError
-from .gates import UBATCH, cached_gguf, tapped
+from .gates import UBATCH, cache_folder, cached_gguf, tapped, write_gguf
 from .terminal import detail, progress, say
 
 if TYPE_CHECKING:
@@ -155,7 +155,10 @@ def calibrated_gates(
     first, report = fit_gates(cached_gguf(base, gate_base), texts, shape, n_ctx, RIDGE, 1.0)
     detail(f"accuracy per layer on the base: {report['accuracy']}")
     merged = open_recipe(recipe, Gates(first.routers, shared), models=models)
-    second, report = fit_gates(cached_gguf(merged, gate_base), texts, shape, n_ctx, RIDGE, 1.0)
+    with TemporaryDirectory(prefix="moe-gguf-", dir=cache_folder()) as folder:
+        gguf = Path(folder) / "merged.gguf"
+        write_gguf(merged, gguf, gate_base)
+        second, report = fit_gates(gguf, texts, shape, n_ctx, RIDGE, 1.0)
     detail(f"accuracy per layer on the merge: {report['accuracy']}")
     return Gates(second.routers, shared)
 

@@ -106,27 +106,31 @@ def tapped(
 
 def cached_gguf(checkpoint: Checkpoint, outtype: str) -> Path:
     """Return a GGUF of a checkpoint in moe-gguf's cache, made there if it is not yet."""
+    identity = sorted(checkpoint.source.identity().items())
+    digest = blake2b(repr((identity, outtype)).encode(), digest_size=8).hexdigest()
+    path = cache_folder() / f"{checkpoint.name}-{digest}-{outtype}.gguf"
+    if path.is_file():
+        detail(f"{path} is used again")
+    else:
+        write_gguf(checkpoint, path, outtype)
+    return path
+
+
+def write_gguf(checkpoint: Checkpoint, path: Path, outtype: str) -> None:
+    """Write a plain GGUF of a checkpoint, to be run and not to be kept."""
     from ..convert.build_plan import build_plan
     from ..convert.outtype import choose_entries, file_type_field
     from ..formats.partial import Output
     from ..formats.write import write
     from ..quantize.encode import Encoder
 
-    identity = sorted(checkpoint.source.identity().items())
-    digest = blake2b(repr((identity, outtype)).encode(), digest_size=8).hexdigest()
-    path = cache_folder() / f"{checkpoint.name}-{digest}-{outtype}.gguf"
-    if path.is_file():
-        detail(f"{path} is used again")
-        return path
     plan = build_plan(checkpoint)
     plan = plan.with_fields(file_type_field(plan, outtype))
     output = Output(path, plan.fields, choose_entries(plan, outtype), f"gates {outtype}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with progress(
-        sum(tensor.n_weights for tensor in plan.tensors), f"{checkpoint.name} for its states", " weights"
-    ) as bar:
+    n_weights = sum(tensor.n_weights for tensor in plan.tensors)
+    with progress(n_weights, f"{checkpoint.name} for its states", " weights") as bar:
         write(plan, [output], Encoder(), n_threads=os.cpu_count() or 1, advance=bar.update)
-    return path
 
 
 def cache_folder() -> Path:
