@@ -79,7 +79,7 @@ def convert(
     from .plans import check_finished, parse_size, plan_of
     from .terminal import emit_json, progress, say, warn
 
-    planned = plan_of(resolve_source(source), pre_tokenizer=pre_tokenizer, gates=gates)
+    planned = plan_of(resolve_source(source), pre_tokenizer, gates, headers_only=dry_run)
     for warning in planned.plan.warnings:
         warn(warning)
     resolved = resolve_outtype(planned.plan, outtype.lower())

@@ -26,8 +26,10 @@ class Planned:
     tokenizer: Path | None
 
 
-def plan_of(source: ModelSource, pre_tokenizer: str | None = None, gates: Path | None = None) -> Planned:
-    """Plan the conversion of a checkpoint, a recipe or a hub model; reads no weight of the experts.
+def plan_of(
+    source: ModelSource, pre_tokenizer: str | None = None, gates: Path | None = None, headers_only: bool = False
+) -> Planned:
+    """Plan the conversion of a checkpoint, a recipe or a hub model; with `headers_only` it cannot be written.
 
     Raises MoeGgufError for what cannot be converted.
     """
@@ -35,14 +37,14 @@ def plan_of(source: ModelSource, pre_tokenizer: str | None = None, gates: Path |
 
     if source.kind is SourceKind.GGUF:
         raise CheckpointError(f"{source.path}: is GGUF already; to change its types: moe-gguf quantize {source.path}")
-    checkpoint = open_source(source, gates)
+    checkpoint = open_source(source, gates, headers_only)
     plan = build_plan(checkpoint, pre_tokenizer=pre_tokenizer)
     if source.entry:
         plan = state_catalogue(plan, source.entry)
     return Planned(plan, checkpoint.name, source.output or Path(), checkpoint.folder)
 
 
-def open_source(source: ModelSource, gates: Path | None = None) -> Checkpoint:
+def open_source(source: ModelSource, gates: Path | None = None, headers_only: bool = False) -> Checkpoint:
     """Open what a source stands for as a checkpoint: files that are there, or a recipe in their place."""
     from ..formats.checkpoint import open_checkpoint
 
@@ -54,7 +56,7 @@ def open_source(source: ModelSource, gates: Path | None = None) -> Checkpoint:
 
     if source.kind is SourceKind.HUB:
         return open_hub(source)
-    return open_recipe_source(source, gates)
+    return open_recipe_source(source, gates, headers_only)
 
 
 def parse_size(text: str) -> int:

@@ -26,16 +26,25 @@ def recipe_of(source: ModelSource) -> "Recipe":
     return recipe_from_table(source.name, source.recipe or {}, source.folder, source.where)
 
 
-def open_recipe_source(source: ModelSource, gates: Path | None = None) -> Checkpoint:
-    """Open a recipe as the checkpoint it stands for, after the doctor has seen it; gates are read or computed."""
+def open_recipe_source(source: ModelSource, gates: Path | None = None, headers_only: bool = False) -> Checkpoint:
+    """Open a recipe as the checkpoint it stands for, after the doctor has seen it; gates are read or computed.
+
+    With `headers_only` zeros stand for the routers: enough for a plan, and no model has to run.
+    """
+    from ..merge.gates import zero_gates
     from ..merge.models import open_models
-    from ..merge.open import open_recipe
+    from ..merge.open import open_recipe, sizes_of
     from .gates import recipe_gates
 
     recipe = recipe_of(source)
     models = open_models(recipe)
     examine_recipe(recipe, models)
-    merged = open_recipe(recipe, recipe_gates(recipe, models, gates), models=models)
+    if headers_only:
+        sizes = sizes_of(recipe, models)
+        routers = zero_gates(recipe, sizes.n_layer, sizes.n_embd)
+    else:
+        routers = recipe_gates(recipe, models, gates)
+    merged = open_recipe(recipe, routers, models=models)
     return replace(merged, license=source.entry.license if source.entry else None)
 
 

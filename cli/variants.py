@@ -109,7 +109,7 @@ def _open(
 
     if options["keep_split"]:
         raise PlanError("--keep-split goes with a split GGUF; for a checkpoint use --split-max-size")
-    planned = plan_of(resolved, pre_tokenizer=options["pre_tokenizer"], gates=options["gates"])
+    planned = plan_of(resolved, options["pre_tokenizer"], options["gates"], headers_only=options["dry_run"])
     outtype = resolve_outtype(planned.plan, "auto")
     return (
         planned.name,
