@@ -101,9 +101,7 @@ def added(token: str, number: int) -> dict[str, Any]:
 def starts_with(token: str, number: int) -> dict[str, Any]:
     """Return the post-processor that puts a token before every sequence."""
     start: dict[str, Any] = {"SpecialToken": {"id": token, "type_id": 0}}
-    sequences: list[dict[str, Any]] = [
-        {"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB")
-    ]
+    sequences: list[dict[str, Any]] = [{"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB")]
     return {
         "type": "TemplateProcessing",
         "single": [start, sequences[0]],
