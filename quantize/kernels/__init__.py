@@ -132,6 +132,8 @@ def _run_kernel(
 ) -> np.ndarray:
     """Fill `out`; return for each row whether it is doubtful, that is to be encoded anew by llama.cpp."""
     doubtful = np.zeros(len(rows), np.uint8)
+    if qtype == _T.Q8_0:
+        imatrix = None  # llama.cpp's encoder does not look at it
     if imatrix is not None:
         imatrix = np.require(imatrix, np.float32, ["C", "W"])
         if imatrix.shape != (rows.shape[1],):

@@ -82,8 +82,10 @@ def from_lanes(lanes, n, tile, start, stride):
 @inlined
 def load_blocks(source, kind, first, n_blocks, size, tile):
     """Fill a tile with LANES blocks from block `first` on; past the end the last block is repeated."""
-    for lane in range(LANES):
-        widen(source, kind, min(first + lane, n_blocks - 1) * size, size, tile, lane * size)
+    n = min(LANES, n_blocks - first)
+    widen(source, kind, first * size, n * size, tile, 0)
+    for lane in range(n, LANES):
+        widen(source, kind, (n_blocks - 1) * size, size, tile, lane * size)
 
 
 @inlined
