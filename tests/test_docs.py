@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 import pytest
+from moe_gguf.cli import demo
 from moe_gguf.cli.root import VERBS, root
 from moe_gguf.convert.architectures import ARCHITECTURES
 from moe_gguf.formats.catalogue import FIELDS, RECIPE_KEYS, RESULT_KEYS, read_catalogue
@@ -118,6 +119,18 @@ def test_readme_names_every_folder_and_page() -> None:
         assert f"`{folder}/`" in text, folder
     for page in (ROOT / "docs").glob("*.md"):
         assert f"(docs/{page.name})" in text, page
+
+
+def test_readme_quotes_the_demo_command_by_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    commands: list[list[str]] = []
+    monkeypatch.setattr(demo, "run", lambda *words: commands.append(["moe-gguf", *map(str, words)]))
+    for step in ("prepare_base", "show_routing"):
+        monkeypatch.setattr(demo, step, lambda _: None)
+    assert moe_gguf("demo").status == 0
+    block = next(block for _, block in FENCE.findall(text_of(ROOT / "README.md")) if "$ moe-gguf merge" in block)
+    quoted = [shlex.split(line[2:]) for line in block.replace("\\\n", " ").splitlines() if line.startswith("$ ")]
+    assert quoted == commands
 
 
 def test_readme_names_real_make_targets() -> None:
