@@ -110,7 +110,9 @@ def convert(
             force=force,
             allow_nonfinite=allow_nonfinite,
             advance=bar.update,
-            check=lambda output, paths: check_finished(output, paths, planned.tokenizer, load=not no_verify),
+            check=lambda output, paths: check_finished(
+                output, paths, planned.tokenizer, load=not no_verify, forgiving=allow_nonfinite
+            ),
         )
     if written[0].resumed_at:
         say("went on where an interrupted run stopped")

@@ -67,10 +67,12 @@ def parse_size(text: str) -> int:
     return int(match[1]) * SIZES[match[2]]
 
 
-def check_finished(output: Output, paths: Sequence[Path], tokenizer: Path | None, load: bool = True) -> None:
+def check_finished(
+    output: Output, paths: Sequence[Path], tokenizer: Path | None, load: bool = True, forgiving: bool = False
+) -> None:
     """Read finished files back: their structure, and with `load` by llama.cpp: a decode, the tokens of a probe text.
 
-    Raises OutputError when something is not as planned.
+    Raises OutputError when something is not as planned; if `forgiving`, what llama.cpp complains of is a warning.
     """
     from ..formats.readback import check_structure, check_with_gguf_reader
 
@@ -91,5 +93,7 @@ def check_finished(output: Output, paths: Sequence[Path], tokenizer: Path | None
     if tokenizer and expected is None:
         warn("no reference for the tokenizer: its tokens were not compared")
     problems = verify_gguf(paths[0], text if expected is not None else None, expected)
-    if problems:
+    if problems and forgiving:
+        warn(f"{output.path}: {'; '.join(problems)}")
+    elif problems:
         raise OutputError(f"{output.path}: llama.cpp does not run it as it should: {'; '.join(problems)}")

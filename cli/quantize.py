@@ -90,7 +90,9 @@ def quantize(source: str | None, options: Mapping[str, Any]) -> None:
             force=options["force"],
             allow_nonfinite=options["allow_nonfinite"],
             advance=bar.update,
-            check=lambda output, paths: check_finished(output, paths, job.tokenizer, load=options["verify"]),
+            check=lambda output, paths: check_finished(
+                output, paths, job.tokenizer, load=options["verify"], forgiving=options["allow_nonfinite"]
+            ),
         )
     if any(one.resumed_at for one in written):
         say("went on where an interrupted run stopped")

@@ -20,7 +20,7 @@ def recipe_of(source: ModelSource) -> "Recipe":
     from ..merge.recipe import read_recipe, recipe_from_table
 
     if source.kind is not SourceKind.RECIPE:
-        raise RecipeError(f"{source.where}: {source.name} is a {source.kind} and no merge recipe; give a .yml file")
+        raise RecipeError(f"{source.where}: {source.name} is no merge recipe; give a .yml file of mergekit-moe")
     if source.path is not None:
         return replace(read_recipe(source.path), name=source.name)
     return recipe_from_table(source.name, source.recipe or {}, source.folder, source.where)

@@ -50,7 +50,7 @@ def detail(message: str) -> None:
 
 def warn(message: str) -> None:
     """Print a warning; -q does not silence it."""
-    click.echo(f"warning: {message}", err=True)
+    click.echo(f"warning: {' '.join(message.split())}", err=True)
 
 
 def emit_json(report: Any) -> None:

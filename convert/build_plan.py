@@ -3,19 +3,20 @@
 Reads headers and small JSON files only.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from gguf.constants import MODEL_ARCH, GGUFValueType
 
 from ..formats.checkpoint import Checkpoint
 from ..formats.config import ModelConfig, read_config
-from ..formats.errors import CheckpointError
+from ..formats.errors import CheckpointError, TokenizerError
 from ..formats.gguf_fields import Field, field_of
 from ..formats.plan import Plan
 from .architectures import ARCHITECTURES, EMBEDDING, Architecture, with_llama_graph
 from .metadata import describe
 from .tensors import plan_tensors
-from .vocabulary import read_vocabulary
+from .vocabulary import compare_tokenizers, read_vocabulary
 
 
 def build_plan(checkpoint: Checkpoint, *, pre_tokenizer: str | None = None) -> Plan:
@@ -37,8 +38,24 @@ def build_plan(checkpoint: Checkpoint, *, pre_tokenizer: str | None = None) -> P
         tuple(tensors),
         checkpoint.source,
         {**checkpoint.ignored, **leftovers},
-        (*size_warnings, *graph_warnings, *vocabulary.warnings),
+        (*size_warnings, *graph_warnings, *vocabulary.warnings, *lost_in_the_merge(checkpoint)),
     )
+
+
+def lost_in_the_merge(checkpoint: Checkpoint) -> Iterator[str]:
+    """Yield how the tokenizer differs from the base's, when a merge from elsewhere names a base that is here.
+
+    Tools that save a tokenizer anew by its class lose its base's pre-tokenizer.
+    """
+    base = checkpoint.parents[0].folder if checkpoint.parents else None
+    if base is None or not (checkpoint.folder / "tokenizer.json").is_file():
+        return
+    try:
+        differences = compare_tokenizers(checkpoint.folder, base)
+    except TokenizerError:
+        return
+    for difference in differences:
+        yield f"the tokenizer differs from that of {base}: {difference}; copy its tokenizer files over the merge's"
 
 
 def choose_architecture(config: ModelConfig, checkpoint: Checkpoint) -> tuple[Architecture, tuple[str, ...]]:

@@ -4,7 +4,6 @@ In: a checkpoint, its hyper-parameters and the planned tensors. Out: GGUF fields
 """
 
 import logging
-import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,15 +81,17 @@ def count_parameters(tensors: Sequence[PlannedTensor]) -> tuple[int, int, int]:
 
 
 def base_model(parent: Parent) -> dict[str, str]:
-    """Return a parent as the hub names it: name, and organization and address when it is a hub id."""
+    """Return a parent as gguf would name it from a model card; only a hub id has an organization and an address."""
     if not parent.repo:
         return {"name": parent.name}
-    organization, _, name = parent.repo.rpartition("/")
-    readable = re.sub(r"[-_]+", " ", name).strip()
-    entry = {"name": readable, "repo_url": HUB + parent.repo}
-    if organization:
-        entry["organization"] = re.sub(r"[-_]+", " ", organization).strip()
-    return entry
+    name, organization, _, _, version, _ = Metadata.get_model_id_components(parent.repo)
+    entry = {
+        "name": Metadata.id_to_title(name or parent.name),
+        "organization": Metadata.id_to_title(organization) if organization else None,
+        "version": version,
+        "repo_url": HUB + parent.repo,
+    }
+    return {key: value for key, value in entry.items() if value is not None}
 
 
 def _add_hyper_parameters(writer: GGUFWriter, config: ModelConfig, architecture: Architecture) -> None:

@@ -20,10 +20,14 @@ MERGE_RECIPES = ("mergekit_moe_config.yml", "mergekit_config.yml")
 
 @dataclass(frozen=True)
 class Parent:
-    """A model that a merge was made of: `repo` is its hub id ("udkai/Turdus") or None, `name` is for reading."""
+    """A model that a merge was made of: `repo` is its hub id ("udkai/Turdus") or None, `name` is for reading.
+
+    `folder` is where it lies, if it is here.
+    """
 
     name: str
     repo: str | None = None
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -113,16 +117,18 @@ def read_parents(folder: Path) -> tuple[Parent, ...]:
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
         if isinstance(recipe, dict):
-            return tuple(dict.fromkeys(parent_of(model) for model in _merged_models(recipe)))
+            return tuple(dict.fromkeys(parent_of(model, folder) for model in _merged_models(recipe)))
     return ()
 
 
-def parent_of(reference: str) -> Parent:
-    """Return a parent from a recipe's reference: a hub id, a path, or either with "+lora"."""
+def parent_of(reference: str, folder: Path) -> Parent:
+    """Return a parent from a recipe's reference: a hub id or a path (from `folder` or from here), perhaps "+lora"."""
     model, _, adapter = reference.partition("+")
     chosen = adapter or model
-    is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", chosen) is not None and not Path(chosen).exists()
-    return Parent(chosen.replace("\\", "/").rstrip("/").rpartition("/")[2], chosen if is_hub_id else None)
+    here = next((path for path in (folder / chosen, Path(chosen)) if path.is_dir()), None)
+    is_hub_id = here is None and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", chosen) is not None
+    name = chosen.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    return Parent(name, chosen if is_hub_id else None, here)
 
 
 def _merged_models(recipe: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from gguf import GGUFWriter
-
 from moe_gguf.convert.vocabulary.vocabulary import Vocabulary
 from moe_gguf.formats.llamacpp import llama
 

@@ -21,9 +21,9 @@ def test_a_good_conversion_passes_with_every_tokenizer(kind: str, tmp_path: Path
     assert target.exists()
 
 
-def test_a_model_that_computes_nan_gets_no_name(tmp_path: Path) -> None:
+def test_a_model_that_computes_nan_is_a_warning_if_it_was_allowed(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "source", SMALL)
     poisoned(EXPERT.format("w3"), 5, float("nan"))(source)
     outcome = moe_gguf("convert", source, "-o", tmp_path / "out.gguf", "--allow-nonfinite", "-q")
-    assert outcome.status == 1 and "not finite" in outcome.stderr and outcome.stderr.count("\n") == 1
-    assert not (tmp_path / "out.gguf").exists()
+    assert outcome.status == 0 and "not finite" in outcome.stderr and outcome.stderr.count("\n") == 1
+    assert (tmp_path / "out.gguf").exists()
