@@ -27,7 +27,8 @@ from moe_gguf.runner.model import Model
 from moe_gguf.runner.sampling import SamplingOptions
 from moe_gguf.runner.threads import best_thread_count
 
-ALLOWED = {"pp": 0.03, "tg": 0.03, "tg, sampled": 0.03, "first token": 0.05}
+# llama-bench samples nothing, so that generation with the default samplers is shown and claims nothing
+ALLOWED = {"pp": 0.03, "tg": 0.03, "first token": 0.05, "tg, sampled": None}
 
 
 @click.command()
@@ -94,8 +95,10 @@ def report(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> int:
     for name, allowed in ALLOWED.items():
         best, best_of_theirs = min(ours[name]), min(theirs[name])
         ratio = best / best_of_theirs
-        failed |= ratio > 1 + allowed
-        click.echo(f"| {name} | {best_of_theirs:.4f} s | {best:.4f} s | {ratio:.3f} | {1 + allowed:.2f} |")
+        failed |= allowed is not None and ratio > 1 + allowed
+        click.echo(
+            f"| {name} | {best_of_theirs:.4f} s | {best:.4f} s | {ratio:.3f} | {1 + allowed if allowed else ''} |"
+        )
     return int(failed)
 
 
