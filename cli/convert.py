@@ -8,6 +8,7 @@ import click
 
 from .models import MODEL
 from .terminal import verbosity
+from .writing import writing_options
 
 OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 
@@ -28,22 +29,8 @@ OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
     show_default=True,
     help="Type of the matrices; auto is the checkpoint's own 16-bit type.",
 )
-@click.option("--split-max-size", metavar="N(M|G)", help="Write shards of at most this size, as 50G.")
-@click.option("--pre-tokenizer", metavar="NAME", help="llama.cpp's name of the pre-tokenizer, if it is not recognized.")
-@click.option(
-    "--gates",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="For a recipe: take the routers from this file; if it is not there, save them to it.",
-)
-@click.option("--allow-nonfinite", is_flag=True, help="Go on when a weight is NaN or infinite.")
 @click.option("--no-verify", is_flag=True, help="Do not load the finished file in llama.cpp.")
-@click.option(
-    "-f", "--force", is_flag=True, help="Overwrite what is there; drop an unfinished run that does not match."
-)
-@click.option("-t", "--threads", type=click.IntRange(1), help="Threads; by default one per core.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and the exact size; write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@writing_options
 @verbosity
 def command(source: str | None, **options: Any) -> None:
     """Write SOURCE as GGUF.
@@ -61,6 +48,7 @@ def convert(
     split_max_size: str | None,
     pre_tokenizer: str | None,
     gates: Path | None,
+    gate_base: str,
     allow_nonfinite: bool,
     no_verify: bool,
     force: bool,
@@ -76,10 +64,10 @@ def convert(
     from ..runner.threads import best_thread_count
     from .models import resolve_source
     from .outputs import Place, describe_output, print_output, print_tensors
-    from .plans import check_finished, parse_size, plan_of
+    from .plans import Routers, check_finished, parse_size, plan_of
     from .terminal import emit_json, progress, say, warn
 
-    planned = plan_of(resolve_source(source), pre_tokenizer, gates, headers_only=dry_run)
+    planned = plan_of(resolve_source(source), pre_tokenizer, Routers(gates, gate_base, zeros=dry_run))
     for warning in planned.plan.warnings:
         warn(warning)
     resolved = resolve_outtype(planned.plan, outtype.lower())

@@ -7,8 +7,7 @@ import click
 
 from .models import MODEL
 from .terminal import verbosity
-
-GATE_BASES = ("f32", "bf16", "q8_0")
+from .writing import gate_options
 
 
 @click.command()
@@ -20,19 +19,7 @@ GATE_BASES = ("f32", "bf16", "q8_0")
 )
 @click.option("--check", is_flag=True, help="Only look for what is wrong with the recipe; write nothing.")
 @click.option("-f", "--force", is_flag=True, help="Replace a checkpoint that is there.")
-@click.option(
-    "--gates",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Take the routers from this file; if it is not there, save them to it.",
-)
-@click.option(
-    "--gate-base",
-    type=click.Choice(GATE_BASES),
-    default="bf16",
-    show_default=True,
-    help="Type of the base's GGUF that hidden states come from.",
-)
+@gate_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @verbosity
 def command(recipe: str | None, **options: Any) -> None:

@@ -17,6 +17,21 @@ SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 @dataclass(frozen=True)
+class Routers:
+    """Where a recipe's routers come from: a `file`, else computed with the base as `base` says.
+
+    With `zeros` nothing is computed: enough for a plan.
+    """
+
+    file: Path | None = None
+    base: str = "bf16"
+    zeros: bool = False
+
+
+DEFAULT_ROUTERS = Routers()
+
+
+@dataclass(frozen=True)
 class Planned:
     """A plan, what to call it, where its outputs go by default, and where its source's tokenizer lies."""
 
@@ -26,10 +41,8 @@ class Planned:
     tokenizer: Path | None
 
 
-def plan_of(
-    source: ModelSource, pre_tokenizer: str | None = None, gates: Path | None = None, headers_only: bool = False
-) -> Planned:
-    """Plan the conversion of a checkpoint, a recipe or a hub model; with `headers_only` it cannot be written.
+def plan_of(source: ModelSource, pre_tokenizer: str | None = None, routers: Routers = DEFAULT_ROUTERS) -> Planned:
+    """Plan the conversion of a checkpoint, a recipe or a hub model; its weights are not read yet.
 
     Raises MoeGgufError for what cannot be converted.
     """
@@ -37,26 +50,26 @@ def plan_of(
 
     if source.kind is SourceKind.GGUF:
         raise CheckpointError(f"{source.path}: is GGUF already; to change its types: moe-gguf quantize {source.path}")
-    checkpoint = open_source(source, gates, headers_only)
+    checkpoint = open_source(source, routers)
     plan = build_plan(checkpoint, pre_tokenizer=pre_tokenizer)
     if source.entry:
         plan = state_catalogue(plan, source.entry)
     return Planned(plan, checkpoint.name, source.output or Path(), checkpoint.folder)
 
 
-def open_source(source: ModelSource, gates: Path | None = None, headers_only: bool = False) -> Checkpoint:
+def open_source(source: ModelSource, routers: Routers = DEFAULT_ROUTERS) -> Checkpoint:
     """Open what a source stands for as a checkpoint: files that are there, or a recipe in their place."""
     from ..formats.checkpoint import open_checkpoint
 
     if source.kind is SourceKind.CHECKPOINT and source.path:
-        if gates:
+        if routers.file:
             raise PlanError("--gates goes with a recipe; for a finished GGUF use moe-gguf regate")
         return open_checkpoint(source.path)
     from .recipes import open_hub, open_recipe_source
 
     if source.kind is SourceKind.HUB:
         return open_hub(source)
-    return open_recipe_source(source, gates, headers_only)
+    return open_recipe_source(source, routers)
 
 
 def parse_size(text: str) -> int:

@@ -9,6 +9,7 @@ import click
 
 from .models import MODEL
 from .terminal import verbosity
+from .writing import writing_options
 
 READ_ONLY = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -32,24 +33,10 @@ READ_ONLY = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--allow-requantize", is_flag=True, help="Quantize tensors that are quantized already.")
 @click.option("--override-kv", multiple=True, metavar="KEY=TYPE:VALUE", help="Change the metadata.")
 @click.option("--prune-layers", metavar="L0,L1,...", help="Leave these layers out.")
-@click.option("--split-max-size", metavar="N(M|G)", help="Write shards of at most this size, as 50G.")
 @click.option("--keep-split", is_flag=True, help="Split the output as the source is split.")
-@click.option("--pre-tokenizer", metavar="NAME", help="llama.cpp's name of the pre-tokenizer, for a checkpoint.")
-@click.option(
-    "--gates",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="For a recipe: take the routers from this file; if it is not there, save them to it.",
-)
-@click.option("--allow-nonfinite", is_flag=True, help="Go on when a weight is NaN or infinite.")
 @click.option("--verify", is_flag=True, help="Load each finished file in llama.cpp and decode once.")
 @click.option("--measure", is_flag=True, help="Report the relative error per role of tensor.")
-@click.option(
-    "-f", "--force", is_flag=True, help="Overwrite what is there; drop an unfinished run that does not match."
-)
-@click.option("-t", "--threads", type=click.IntRange(1), help="Threads; by default one per core.")
-@click.option("--dry-run", is_flag=True, help="Print every output's plan and exact size; write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@writing_options
 @verbosity
 def command(source: str | None, **options: Any) -> None:
     """Write SOURCE quantized as every --type, reading it once.

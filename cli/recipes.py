@@ -1,7 +1,6 @@
 """Merge recipes and hub models as sources: what a model argument stands for becomes an opened checkpoint."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..formats.checkpoint import Checkpoint, open_checkpoint
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
     from ..merge.doctor import Finding
     from ..merge.open import Models
     from ..merge.recipe import Recipe
+    from .plans import Routers
 
 
 def recipe_of(source: ModelSource) -> "Recipe":
@@ -26,11 +26,8 @@ def recipe_of(source: ModelSource) -> "Recipe":
     return recipe_from_table(source.name, source.recipe or {}, source.folder, source.where)
 
 
-def open_recipe_source(source: ModelSource, gates: Path | None = None, headers_only: bool = False) -> Checkpoint:
-    """Open a recipe as the checkpoint it stands for, after the doctor has seen it; gates are read or computed.
-
-    With `headers_only` zeros stand for the routers: enough for a plan, and no model has to run.
-    """
+def open_recipe_source(source: ModelSource, routers: "Routers") -> Checkpoint:
+    """Open a recipe as the checkpoint it stands for, after the doctor has seen it; gates are read or computed."""
     from ..merge.gates import zero_gates
     from ..merge.models import open_models
     from ..merge.open import open_recipe, sizes_of
@@ -39,12 +36,12 @@ def open_recipe_source(source: ModelSource, gates: Path | None = None, headers_o
     recipe = recipe_of(source)
     models = open_models(recipe)
     examine_recipe(recipe, models)
-    if headers_only:
+    if routers.zeros:
         sizes = sizes_of(recipe, models)
-        routers = zero_gates(recipe, sizes.n_layer, sizes.n_embd)
+        gates = zero_gates(recipe, sizes.n_layer, sizes.n_embd)
     else:
-        routers = recipe_gates(recipe, models, gates)
-    merged = open_recipe(recipe, routers, models=models)
+        gates = recipe_gates(recipe, models, routers.file, routers.base)
+    merged = open_recipe(recipe, gates, models=models)
     return replace(merged, license=source.entry.license if source.entry else None)
 
 

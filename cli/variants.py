@@ -23,7 +23,7 @@ from ..quantize.tensor_types import parse_tensor_type, parse_tensor_type_option
 from ..quantize.variants import StoredType, Variant, parse_types, plan_variants, stored_in_source
 from .models import SourceKind, resolve_source
 from .outputs import Place, describe_output, print_output, print_tensors
-from .plans import parse_size, plan_of
+from .plans import Routers, parse_size, plan_of
 from .terminal import detail, emit_json, progress, say
 
 
@@ -109,7 +109,8 @@ def _open(
 
     if options["keep_split"]:
         raise PlanError("--keep-split goes with a split GGUF; for a checkpoint use --split-max-size")
-    planned = plan_of(resolved, options["pre_tokenizer"], options["gates"], headers_only=options["dry_run"])
+    routers = Routers(options["gates"], options["gate_base"], zeros=options["dry_run"])
+    planned = plan_of(resolved, options["pre_tokenizer"], routers)
     outtype = resolve_outtype(planned.plan, "auto")
     return (
         planned.name,

@@ -1,0 +1,61 @@
+"""The options of the verbs that write models, said once: convert, quantize and merge share them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+GATE_BASES = ("f32", "bf16", "q8_0")
+
+
+def gate_options(command: Command) -> Command:
+    """Give a command that takes a recipe --gates and --gate-base."""
+    options = (
+        click.option(
+            "--gates",
+            type=click.Path(dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="For a recipe: take the routers from this file; if it is not there, save them to it.",
+        ),
+        click.option(
+            "--gate-base",
+            type=click.Choice(GATE_BASES, case_sensitive=False),
+            default="bf16",
+            show_default=True,
+            help="For a recipe: type of the base's GGUF that hidden states come from.",
+        ),
+    )
+    return _with(command, options)
+
+
+def writing_options(command: Command) -> Command:
+    """Give a command what convert and quantize have in common."""
+    options = (
+        click.option("--split-max-size", metavar="N(M|G)", help="Write shards of at most this size, as 50G."),
+        click.option(
+            "--pre-tokenizer",
+            metavar="NAME",
+            help="For a checkpoint: llama.cpp's name of the pre-tokenizer, if it is not recognized.",
+        ),
+        gate_options,
+        click.option("--allow-nonfinite", is_flag=True, help="Go on when a weight is NaN or infinite."),
+        click.option(
+            "-f",
+            "--force",
+            is_flag=True,
+            help="Overwrite what is there; drop an unfinished run that does not match.",
+        ),
+        click.option("-t", "--threads", type=click.IntRange(1), help="Threads; by default one per core."),
+        click.option("--dry-run", is_flag=True, help="Print the plan and exact sizes; write nothing."),
+        click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
+    )
+    return _with(command, options)
+
+
+def _with(command: Command, options: tuple[Callable[[Any], Any], ...]) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command
