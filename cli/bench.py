@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +102,6 @@ def bench_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("-r", "--repetitions", type=click.IntRange(min=1), default=5, show_default=True, help="Repetitions.")
 @click.option("-o", "--output", type=click.Choice(["md", "json"]), default="md", show_default=True, help="Format.")
 @click.option("--json", "as_json", is_flag=True, help="The same as -o json.")
-@click.option("--repack/--no-repack", default=None, help="Let the CPU reorder weights  [default: files up to 1 GB]")
 @bench_options
 @verbosity
 def command(
@@ -113,7 +112,6 @@ def command(
     repetitions: int,
     output: str,
     as_json: bool,
-    repack: bool | None,
     **values: Any,
 ) -> None:
     """Measure how many tokens a second MODEL reads (pp) and writes (tg).
@@ -127,16 +125,14 @@ def command(
     works += [Work(0, n, depth) for depth in n_depth for n in n_gen if n]
     if not works:
         raise click.UsageError("nothing to measure: give -p or -n a number above 0")
-    rows = list(measure_all(path, works, repetitions, repack, values))
+    rows = list(measure_all(path, works, repetitions, values))
     if as_json or output == "json":
         emit_json([as_record(row) for row in rows])
     else:
         click.echo(markdown(rows))
 
 
-def measure_all(
-    path: Path, works: "list[Work]", repetitions: int, repack: bool | None, values: dict[str, Any]
-) -> Iterator[Row]:
+def measure_all(path: Path, works: "list[Work]", repetitions: int, values: dict[str, Any]) -> Iterator[Row]:
     """Load the model with each combination of settings and measure all works."""
     from ..runner.engine import Engine
     from ..runner.measure_speed import describe, measure
@@ -148,7 +144,7 @@ def measure_all(
     with progress(len(combinations) * len(works) * repetitions, "bench", "runs") as bar:
         for combination in combinations:
             chosen = values | dict(zip(swept, combination, strict=True)) | {"ctx_size": longest}
-            options = replace(build_load_options(path, chosen), repack=repack)
+            options = build_load_options(path, chosen)
             with Model(path, options) as model, Engine(model, options) as engine:
                 for work in works:
                     measurement = measure(engine, work, repetitions, bar.update)

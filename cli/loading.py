@@ -55,6 +55,12 @@ MACHINE_OPTIONS = (
     click.option("-t", "--threads", type=POSITIVE, help="Threads  [default: physical cores]"),
     click.option("-tb", "--threads-batch", type=POSITIVE, help="Threads for prompts  [default: as -t]"),
     click.option("--no-mmap", is_flag=True, help="Read the file into memory instead of mapping it."),
+    click.option(
+        "--repack/--no-repack",
+        default=None,
+        help="Let the CPU copy weights into a layout that makes prompts faster; reads the whole file first  "
+        "[default: files up to 1 GB]",
+    ),
     click.option("--mlock", is_flag=True, help="Forbid the system to drop the model from memory."),
     click.option("--numa", type=click.Choice(["distribute", "isolate", "numactl"]), help="Strategy on NUMA machines."),
 )
@@ -213,6 +219,7 @@ def read_manual(values: Mapping[str, Any], facts: "ModelFacts", devices: "list[D
         "cache_type_k": values.get("cache_type_k"),
         "cache_type_v": values.get("cache_type_v"),
         "n_expert_used": values.get("n_expert_used"),
+        "repack": values.get("repack"),
         "use_mlock": bool(values.get("mlock")),
         "use_mmap": not values.get("no_mmap"),
         "offload_kqv": not values.get("no_kv_offload"),
