@@ -72,7 +72,7 @@ def main() -> None:
     )
     gguf, started = cached_gguf(base, "bf16"), time.monotonic()
     for number in (1, 2):
-        gates, _ = fit_gates(gguf, texts, shape, options.ctx_size, RIDGE, 1.0)
+        gates, _ = fit_gates(gguf, texts, shape, options.ctx_size, RIDGE)
         gguf = cached_gguf(open_recipe(recipe, gates, models=models), "bf16")
         seconds = time.monotonic() - started
         show(f"calibrated, {number} of 2", judge(gguf))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--rounds", type=click.IntRange(1, 4), default=2, show_default=True, help="Fits, each on the last one's.")
 @click.option("-c", "--ctx-size", type=click.IntRange(16), default=512, show_default=True, help="Tokens read at once.")
 @click.option("--ridge", type=float, default=1e-3, show_default=True, help="L2 penalty of the regression.")
-@click.option("--sharpness", type=float, default=1.0, show_default=True, help="Factor of the routers' scores.")
+@click.option("--sharpness", type=float, help="Factor of the routers' scores  [default: chosen by the loss]")
 @click.option("-f", "--force", is_flag=True, help="Overwrite the output.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @verbosity
@@ -47,18 +47,20 @@ def calibrate(
     rounds: int,
     ctx_size: int,
     ridge: float,
-    sharpness: float,
+    sharpness: float | None,
     force: bool,
     as_json: bool,
 ) -> None:
     """Tokenize, fit, measure before and after, save, report."""
     from tempfile import TemporaryDirectory
 
+    import numpy as np
+
     from ..formats.errors import OutputError
     from ..formats.gguf_file import read_gguf
     from ..merge.gates import Gates, save_gates
     from ..merge.regate import read_routers, regate, router_shape
-    from .calibration import fit_gates, held_out_losses
+    from .calibration import choose_sharpness, fit_gates, held_out_losses
     from .models import resolve_gguf
     from .terminal import emit_json
 
@@ -74,13 +76,17 @@ def calibrate(
     with TemporaryDirectory(prefix="moe-gguf-", dir=output.absolute().parent) as folder:
         current = path
         for _ in range(rounds):
-            fitted, report = fit_gates(current, split, shape, ctx_size, ridge, sharpness)
+            fitted, report = fit_gates(current, split, shape, ctx_size, ridge)
             gates = Gates(fitted.routers, gates.shared)
             reports.append(report)
             current = regate(file, gates, Path(folder) / "calibrated.gguf", force=True)[0]
+        if sharpness is None:
+            sharpness = choose_sharpness(file, gates, split, ctx_size, Path(folder))
+        gates = Gates(np.float32(sharpness) * gates.routers, gates.shared)
+        current = regate(file, gates, Path(folder) / "calibrated.gguf", force=True)[0]
         losses["after"] = held_out_losses(current, split, ctx_size)
     save_gates(output, gates, {"model": path.name, "texts": " ".join(texts), "ridge": str(ridge)})
-    report = {"output": str(output), "rounds": reports, "loss": losses}
+    report = {"output": str(output), "rounds": reports, "sharpness": sharpness, "loss": losses}
     if as_json:
         emit_json(report)
     else:
@@ -121,6 +127,7 @@ def show(report: Mapping[str, Any], texts: "Sequence[Text]") -> None:
     click.echo("share of each text's tokens per expert")
     for name, loads in last["load"].items():
         click.echo(f"  {name:<16} " + " ".join(f"{share:6.1%}" for share in loads))
+    click.echo(f"sharpness {report['sharpness']} (factor of the routers' scores; the table below is before it)")
     click.echo("layer  accuracy  entropy")
     for layer, (accuracy, entropy) in enumerate(zip(last["accuracy"], last["entropy"], strict=True)):
         click.echo(f"{layer:5}  {accuracy:8.1%}  {entropy:7.3f}")

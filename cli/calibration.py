@@ -1,7 +1,7 @@
 """Calibration, wired: runner runs texts through a mixture, merge fits its routers to them, regate tries them out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -13,29 +13,38 @@ from .gates import UBATCH, cache_folder, cached_gguf, tapped, write_gguf
 from .terminal import detail, progress, say
 
 if TYPE_CHECKING:
+    from ..formats.gguf_file import GgufFile
     from ..merge.gates import Gates
     from ..merge.open import Models
     from ..merge.recipe import Recipe
 
 ROUTER_INPUT = "ffn_norm-{layer}"
+TUNING_TOKENS = 512
+SHARPNESSES = (1.0, 0.5, 0.25, 0.125, 0.0625)
 
 
 @dataclass(frozen=True)
 class Text:
-    """The tokens of one kind of text, and the expert they are of: most to fit the routers, the rest to judge them."""
+    """The tokens of one kind of text, and the expert they are of.
+
+    `fit` are those that routers are fitted to, `tune` those that their sharpness is chosen by, `held_out` those that
+    judge the result; no token is in two of them.
+    """
 
     name: str
     expert: int
     fit: tuple[int, ...]
+    tune: tuple[int, ...]
     held_out: tuple[int, ...]
 
 
 def split_texts(
     named: Sequence[tuple[str, int, str]], tokens: Callable[[str], Sequence[int]], n_token: int, n_held_out: int
 ) -> list[Text]:
-    """Tokenize texts (name, expert, content): the first n_token are to fit, n_held_out at the end are held out.
+    """Tokenize texts (name, expert, content): the first n_token are to fit and to tune, n_held_out at the end to judge.
 
-    A text that is too short for both gives a fifth of itself to be held out. Raises MoeGgufError when it is empty.
+    A text that is too short for both gives a fifth of itself to judge; a fifth of what is left, and at most 512 tokens,
+    tune. Raises MoeGgufError when it is empty.
     """
     texts = []
     for name, expert, content in named:
@@ -44,7 +53,9 @@ def split_texts(
             raise MoeGgufError(f"text {name} has {len(ids)} tokens; give more text of that kind")
         held_out = min(n_held_out, len(ids) // 5)
         cut = len(ids) - held_out
-        texts.append(Text(name, expert, tuple(ids[:cut][:n_token]), tuple(ids[cut:])))
+        used = ids[:cut][:n_token]
+        n_fit = len(used) - min(TUNING_TOKENS, len(used) // 5)
+        texts.append(Text(name, expert, tuple(used[:n_fit]), tuple(used[n_fit:]), tuple(ids[cut:])))
     return texts
 
 
@@ -91,7 +102,7 @@ class RouterInputs:
 
 
 def fit_gates(
-    gguf: Path, texts: Sequence[Text], shape: tuple[int, int, int], n_ctx: int, ridge: float, sharpness: float
+    gguf: Path, texts: Sequence[Text], shape: tuple[int, int, int], n_ctx: int, ridge: float
 ) -> "tuple[Gates, Mapping[str, Any]]":
     """Fit a model's routers to texts; return them and the report of the fit."""
     from ..merge.calibrate import fit_routers, labels_to_targets, load_of, softmax
@@ -102,7 +113,7 @@ def fit_gates(
     try:
         with progress(n_layer, "fit", " layers") as bar:
             targets = labels_to_targets(inputs.labels, n_expert)
-            fit = fit_routers(inputs.layer, targets, n_layer, ridge, sharpness, bar.update)
+            fit = fit_routers(inputs.layer, targets, n_layer, ridge, bar.update)
         loads = np.mean(
             [
                 load_of(softmax(inputs.layer(layer) @ fit.routers[layer].T), inputs.texts, len(texts), min(2, n_expert))
@@ -118,6 +129,29 @@ def fit_gates(
         "load": {text.name: [round(float(share), 4) for share in loads[i]] for i, text in enumerate(texts)},
     }
     return Gates(fit.routers), report
+
+
+def choose_sharpness(file: "GgufFile", gates: "Gates", texts: Sequence[Text], n_ctx: int, folder: Path) -> float:
+    """Return the factor of fitted routers with the least loss on the tuning tokens.
+
+    A regression that tells the texts apart is surer than is good: a second expert's part helps, on most texts. The
+    factors get smaller until the loss gets larger; each is tried in a copy of the model in `folder`.
+    """
+    from ..merge.gates import Gates
+    from ..merge.regate import regate
+
+    tuning = [replace(text, held_out=text.tune) for text in texts]
+    if any(len(text.tune) < 2 for text in texts):
+        return 1.0
+    best, least = 1.0, np.inf
+    for sharpness in SHARPNESSES:
+        (tried,) = regate(file, Gates(sharpness * gates.routers, gates.shared), folder / "tried.gguf", force=True)
+        loss = float(np.mean(list(held_out_losses(tried, tuning, n_ctx).values())))
+        detail(f"sharpness {sharpness}: a loss of {loss:.4f} on the tuning tokens")
+        if loss >= least:
+            break
+        best, least = sharpness, loss
+    return best
 
 
 def held_out_losses(gguf: Path, texts: Sequence[Text], n_ctx: int) -> dict[str, float]:
@@ -136,6 +170,7 @@ def calibrated_gates(
     recipe: "Recipe", models: "Models", gate_base: str, n_token: int = 2560, n_ctx: int = 512
 ) -> "Gates":
     """Compute a recipe's calibrated gates: a round on the base, whose layers see no routing, then one on the merge."""
+    from ..formats.gguf_file import read_gguf
     from ..merge.calibrate import RIDGE
     from ..merge.gates import Gates
     from ..merge.open import open_recipe, sizes_of
@@ -152,15 +187,16 @@ def calibrated_gates(
 
         shared = hidden_gates(recipe, models, gate_base).shared
     say(f"{recipe.name}: fitting routers to {sum(len(text.fit) for text in texts)} tokens, twice")
-    first, report = fit_gates(cached_gguf(base, gate_base), texts, shape, n_ctx, RIDGE, 1.0)
+    first, report = fit_gates(cached_gguf(base, gate_base), texts, shape, n_ctx, RIDGE)
     detail(f"accuracy per layer on the base: {report['accuracy']}")
     merged = open_recipe(recipe, Gates(first.routers, shared), models=models)
     with TemporaryDirectory(prefix="moe-gguf-", dir=cache_folder()) as folder:
         gguf = Path(folder) / "merged.gguf"
         write_gguf(merged, gguf, gate_base)
-        second, report = fit_gates(gguf, texts, shape, n_ctx, RIDGE, 1.0)
+        second, report = fit_gates(gguf, texts, shape, n_ctx, RIDGE)
+        sharpness = choose_sharpness(read_gguf(gguf), Gates(second.routers, shared), texts, n_ctx, Path(folder))
     detail(f"accuracy per layer on the merge: {report['accuracy']}")
-    return Gates(second.routers, shared)
+    return Gates(np.float32(sharpness) * second.routers, shared)
 
 
 def _contents(recipe: "Recipe", index: int) -> list[str]:

@@ -31,21 +31,17 @@ def fit_routers(
     targets: np.ndarray,
     n_layer: int,
     ridge: float = RIDGE,
-    sharpness: float = 1.0,
     advance: Callable[[int], None] = lambda n_layers: None,
 ) -> Fit:
-    """Fit every layer's router; `targets` are float [n_token, n_expert]: whose each token should be.
-
-    `sharpness` multiplies the routers: above 1 the best expert gets more of each token than the regression says.
-    """
+    """Fit every layer's router; `targets` are float [n_token, n_expert]: whose each token should be."""
     routers, accuracy, entropy = [], [], []
     for layer in range(n_layer):
         x = np.asarray(inputs(layer), np.float32)
         router = fit_router(x, targets, ridge)
         shares = softmax(x @ router.T)
         accuracy.append(float((shares.argmax(1) == targets.argmax(1)).mean()))
-        entropy.append(entropy_of(softmax(sharpness * (x @ router.T))))
-        routers.append(sharpness * router)
+        entropy.append(entropy_of(shares))
+        routers.append(router)
         advance(1)
     return Fit(np.stack(routers).astype(np.float32), np.array(accuracy), np.array(entropy))
 

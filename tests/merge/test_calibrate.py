@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from moe_gguf.merge.calibrate import (
-    RIDGE,
     entropy_of,
     fit_router,
     fit_routers,
@@ -60,15 +59,6 @@ def test_a_constant_input_is_no_trouble() -> None:
     x, labels = clusters(3, 2, 5, 1.0)
     x[:, 2] = 0
     assert np.isfinite(fit_router(x, labels_to_targets(labels, 2))).all()
-
-
-def test_sharpness_makes_routers_surer() -> None:
-    x, labels = clusters(4, 3, 8, 0.3)
-    targets = labels_to_targets(labels, 3)
-    soft = fit_routers(lambda layer: x, targets, 1)
-    sharp = fit_routers(lambda layer: x, targets, 1, RIDGE, sharpness=3.0)
-    assert sharp.entropy[0] < soft.entropy[0] and sharp.accuracy[0] == soft.accuracy[0]
-    np.testing.assert_allclose(sharp.routers, 3 * soft.routers, rtol=1e-5)
 
 
 def test_loads_and_entropy() -> None:
