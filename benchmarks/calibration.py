@@ -7,24 +7,31 @@ recipe's own gates are those of its gate_mode (`hidden` from its prompts); `cali
 logistic regression on what the layers see, one round on the base and one on the mixture. Every GGUF is BF16 and lies in
 moe-gguf's cache.
 
-Measured with SmolLM2-135M-Instruct and the four adapters of merge/experts (2 of 4 experts, 2,560 tokens of each text to
-fit, 1,024 to judge; every tenth page of the Debian package manpages, German fortunes, Isaiah, the standard library):
+docs/merge.md has the table of SmolLM2-135M-Instruct with the four adapters of merge/experts.
 
-    RESULTS
+What was learnt:
+- The regression names the right expert for 99 % of the tokens it is fitted to, in every layer; how sure it is should
+  not be left to it: a quarter of its scores loses least, because a second expert's part helps on most texts.
+- The second round, on the mixture's own states, changes little (0.001 nats).
 """
 
 import argparse
 import time
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from moe_gguf.cli.calibration import Text, fit_gates, held_out_losses, split_texts
+import numpy as np
+from moe_gguf.cli.calibration import Text, choose_sharpness, fit_gates, held_out_losses, split_texts
 from moe_gguf.cli.gates import cached_gguf, compute_gates
+from moe_gguf.formats.gguf_file import read_gguf
 from moe_gguf.merge.calibrate import RIDGE
+from moe_gguf.merge.gates import Gates
 from moe_gguf.merge.models import open_models
 from moe_gguf.merge.open import Models, open_recipe, sizes_of
 from moe_gguf.merge.prompts import prompt_tokenizer
 from moe_gguf.merge.recipe import Recipe, read_recipe
+from moe_gguf.merge.regate import regate
 
 
 def alone(recipe: Recipe, models: Models, index: int) -> Path:
@@ -70,14 +77,19 @@ def main() -> None:
     show(
         recipe.gate_mode, judge(cached_gguf(open_recipe(recipe, compute_gates(recipe, models), models=models), "bf16"))
     )
-    gguf, started = cached_gguf(base, "bf16"), time.monotonic()
+    gguf, seconds = cached_gguf(base, "bf16"), 0.0
     for number in (1, 2):
+        started = time.monotonic()
         gates, _ = fit_gates(gguf, texts, shape, options.ctx_size, RIDGE)
+        seconds += time.monotonic() - started
         gguf = cached_gguf(open_recipe(recipe, gates, models=models), "bf16")
-        seconds = time.monotonic() - started
-        show(f"calibrated, {number} of 2", judge(gguf))
-        print(f"  after {seconds:.0f} s of reading and fitting {fitted(texts)} tokens")
-        started = time.monotonic() - seconds
+        show(f"calibrated, round {number}", judge(gguf))
+        print(f"  {seconds:.0f} s of reading and fitting {fitted(texts)} tokens until here")
+    with TemporaryDirectory(dir=gguf.parent) as folder:
+        sharpness = choose_sharpness(read_gguf(gguf), gates, texts, options.ctx_size, Path(folder))
+        sharpened = Gates(np.float32(sharpness) * gates.routers, gates.shared)
+        (tried,) = regate(read_gguf(gguf), sharpened, Path(folder) / "sharpened.gguf")
+        show(f"scores times {sharpness}", judge(tried))
 
 
 def fitted(texts: list[Text]) -> int:
