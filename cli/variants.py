@@ -1,5 +1,6 @@
 """What `moe-gguf quantize` is asked to do, resolved: the plan, its outputs, and what is said of them at the end."""
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ class Job:
     place: Place
     imatrix: Imatrix | None
     tokenizer: Path | None
+    tensor_types: Sequence[tuple[str, object]] = ()
 
     @classmethod
     def of(cls, source: str | None, options: Mapping[str, Any]) -> "Job":
@@ -48,7 +50,8 @@ class Job:
         name, plan, stored, folder, tokenizer, groups = _open(source, options)
         imatrix = load_imatrix(options["imatrix"]) if options["imatrix"] else None
         overrides = [parse_kv_override(text) for text in options["override_kv"]]
-        plan, variants = plan_variants(plan, stored, file_types, recipe_options(options), imatrix, overrides)
+        recipe = recipe_options(options)
+        plan, variants = plan_variants(plan, stored, file_types, recipe, imatrix, overrides)
         label = f"{options['imatrix'].resolve()} {options['imatrix'].stat()}" if imatrix else ""
         if imatrix:
             for choice in (choice for variant in variants for choice in variant.choices if choice.converts):
@@ -60,12 +63,22 @@ class Job:
             outputs = [split_output(output, parse_size(options["split_max_size"])) for output in outputs]
         elif options["keep_split"]:
             outputs = [_split_alike(output, groups) for output in outputs]
-        return cls(name, plan, variants, outputs, place, imatrix, tokenizer)
+        return cls(name, plan, variants, outputs, place, imatrix, tokenizer, recipe.tensor_types)
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the user should know before anything is written."""
-        return (*self.plan.warnings, *(self.imatrix.warnings if self.imatrix else ()))
+        return (*self.plan.warnings, *(self.imatrix.warnings if self.imatrix else ()), *self.unmatched)
+
+    @property
+    def unmatched(self) -> list[str]:
+        """The patterns of --tensor-type that no tensor's name contains."""
+        names = [choice.name for choice in self.variants[0].choices]
+        return [
+            f"--tensor-type {pattern}: no tensor has such a name"
+            for pattern, _ in self.tensor_types
+            if not any(re.search(pattern, name) for name in names)
+        ]
 
     @property
     def importance(self) -> Importance | None:
@@ -155,6 +168,9 @@ def report_of(job: Job, encoder: Encoder | None = None, seconds: float | None = 
             for choice in variant.choices
             if choice.fell_back
         ]
+        if encoder:
+            used = {entry.qtype for entry in output.entries}
+            report["encoders_replaced"] = sorted(qtype.name for qtype in encoder.fallen_back & used)
         if encoder and encoder.measure:
             report["errors"] = relative_errors(encoder, variant.choices)
         outputs.append(report)

@@ -62,7 +62,8 @@ def general_metadata(checkpoint: Checkpoint, tensors: Sequence[PlannedTensor]) -
     total = shared + expert * n_expert
     logging.getLogger("metadata").addHandler(logging.NullHandler())  # gguf's remarks on odd cards
     try:
-        metadata = Metadata.load(None, checkpoint.card_folder or Path(checkpoint.name), None, total)
+        folder = checkpoint.card_folder.resolve() if checkpoint.card_folder else Path(checkpoint.name)
+        metadata = Metadata.load(None, folder, None, total)
     except Exception as error:
         raise CheckpointError(f"{checkpoint.card_folder}: broken model card or generation config: {error}") from None
     metadata.name = metadata.name or checkpoint.name

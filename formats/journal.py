@@ -135,5 +135,5 @@ def _difference(was: Mapping[str, str], now: Mapping[str, str]) -> str:
                 return f"{key} is no longer read"
             if key not in was:
                 return f"{key} was not read"
-            return f"{key} was {was[key]}, is {now[key]}"
+            return f"{key} was {was[key]}, is {now[key]}" if os.path.isabs(key) else f"{key} differ"
     return ""

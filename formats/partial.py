@@ -81,7 +81,7 @@ class PartialOutput:
         self.output = output
         self.shards = output.shards()
         digest = blake2b(b"".join(layout.header for _, layout in self.shards), digest_size=16).hexdigest()
-        self._identity = {**identity, "the type": output.label, "the metadata or the tensors' types": digest}
+        self._identity = {**identity, "the type or its options": f"{output.label} {digest}"}
         progress = self._progress(force)
         complete = progress is not None and progress.complete
         self._resumable = progress is not None and all(self._is_whole(*shard, complete) for shard in self.shards)

@@ -62,7 +62,7 @@ def write(
     """
     identity = dict(plan.source.identity())
     check_outputs(outputs, identity)
-    identity["the plan"] = _digest(plan)
+    identity["the tensors"] = _digest(plan)
     slabs = cut_slabs(plan, SLAB_WEIGHTS)
     with ExitStack() as held:
         for output in outputs:
