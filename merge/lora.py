@@ -23,6 +23,9 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 # B is multiplied in blocks of rows that begin at multiples of this, so that sums do not depend on the range asked for.
 BLOCK = 64
+# Products of at most this many multiplications are done by OpenBLAS in the calling thread: the slabs are spread over
+# threads already, and its own threads would wait for one another.
+SINGLE_THREAD = 2**18
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,11 @@ def change(lora: Lora, weight: str, start: int, stop: int) -> np.ndarray:
     low, high = start // BLOCK * BLOCK, min(-(-stop // BLOCK) * BLOCK, n_rows)
     b = widen(lora.source.read_rows(factor.b, low, high))
     product = np.empty((high - low, row_length), np.float32)
+    width = max(1, SINGLE_THREAD // (BLOCK * rank))
     for row in range(0, high - low, BLOCK):
-        np.matmul(b[row : row + BLOCK], a, out=product[row : row + BLOCK])
+        for column in range(0, row_length, width):
+            part = slice(column, column + width)
+            np.matmul(b[row : row + BLOCK], a[:, part], out=product[row : row + BLOCK, part])
     product *= np.float32(factor.scale)
     return product[start - low : stop - low]
 
