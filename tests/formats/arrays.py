@@ -61,7 +61,7 @@ def plan_of(arrays: Mapping[str, np.ndarray], version: str = "1", fields: Mappin
 def output_of(plan: Plan, path: Path, qtype: GGMLQuantizationType | None = None, label: str = "") -> Output:
     """Return an output with all tensors in one type, or each in its own."""
     entries = [
-        TensorEntry(tensor.name, tensor.shape, qtype or GGMLQuantizationType[tensor.source_type])
+        TensorEntry(tensor.name, tensor.shape, GGMLQuantizationType[tensor.source_type] if qtype is None else qtype)
         for tensor in plan.tensors
     ]
     return Output(path, plan.fields, tuple(entries), label)
