@@ -144,7 +144,7 @@ def test_a_changed_source_is_not_continued(source: Path, tmp_path: Path) -> None
     folder = tmp_path / "out"
     folder.mkdir()
     process = start(source, folder)
-    while process.poll() is None and not list(folder.glob("*.journal")):
+    while process.poll() is None and not any(path.stat().st_size for path in folder.glob("*.journal")):
         time.sleep(0.01)
     process.kill()
     process.communicate()
