@@ -97,15 +97,19 @@ def check_finished(
         say("shards are checked for their structure; llama.cpp loads them by their final names only")
         return
     from gguf.constants import Keys
+    from psutil import virtual_memory
 
     from ..convert.vocabulary import probe_text, probe_tokens
     from ..runner.verify import verify_gguf
 
     text = probe_text(output.fields[Keys.Tokenizer.LIST].value, output.fields[Keys.Tokenizer.TOKEN_TYPE].value)
     expected = probe_tokens(tokenizer, text) if tokenizer else None
+    fits = output.n_bytes < virtual_memory().available / 2
+    if not fits:
+        say(f"{output.path} is more than half of the free memory: its tokens are compared, it is not decoded")
     if tokenizer and expected is None:
         warn("no reference for the tokenizer: its tokens were not compared")
-    problems = verify_gguf(paths[0], text if expected is not None else None, expected)
+    problems = verify_gguf(paths[0], text if expected is not None else None, expected, decode=fits)
     if problems and forgiving:
         warn(f"{output.path}: {'; '.join(problems)}")
     elif problems:

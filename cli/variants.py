@@ -10,10 +10,11 @@ from typing import Any
 import click
 
 from ..formats.errors import PlanError
-from ..formats.gguf_file import read_gguf
+from ..formats.gguf_file import read_gguf, same_file
 from ..formats.gguf_source import plan_from_gguf
 from ..formats.partial import Output, split_output
 from ..formats.plan import Plan
+from ..formats.source import file_identity
 from ..quantize.choices import RecipeOptions
 from ..quantize.encode import Encoder, Importance, relative_errors
 from ..quantize.file_types import parse_file_type
@@ -52,13 +53,15 @@ class Job:
         overrides = [parse_kv_override(text) for text in options["override_kv"]]
         recipe = recipe_options(options)
         plan, variants = plan_variants(plan, stored, file_types, recipe, imatrix, overrides)
-        label = f"{options['imatrix'].resolve()} {options['imatrix'].stat()}" if imatrix else ""
+        label = str(file_identity(options["imatrix"])) if imatrix else ""
         if imatrix:
             for choice in (choice for variant in variants for choice in variant.choices if choice.converts):
                 imatrix.for_tensor(choice.source_name, choice.shape)  # a wrong size is refused, an unknown one noted
         place = Place.of(options["outfile"], len(variants), folder)
         paths = [place.path(variant.fields, variant.file_type.name) for variant in variants]
         outputs = [variant.output(path, label) for variant, path in zip(variants, paths, strict=True)]
+        if imatrix and any(same_file(path, options["imatrix"]) for path in paths):
+            raise PlanError(f"{options['imatrix']}: the output is the importance matrix; choose another name")
         if options["split_max_size"]:
             outputs = [split_output(output, parse_size(options["split_max_size"])) for output in outputs]
         elif options["keep_split"]:

@@ -24,6 +24,7 @@ class LoadOptions:
     - n_expert_used: experts per token instead of the file's `<arch>.expert_used_count`.
     - repack: whether the CPU copies weights into a layout that makes prompts faster: the whole file is then read
       and held in memory that cannot be given back. None does so for files that this takes under a second for.
+    - vocab_only: load the vocabulary and no weights.
     """
 
     n_ctx: int | None = None
@@ -47,3 +48,4 @@ class LoadOptions:
     n_expert_used: int | None = None
     n_seq_max: int = 1
     repack: bool | None = None
+    vocab_only: bool = False

@@ -42,6 +42,7 @@ def model_parameters(file: GgufFile, options: LoadOptions) -> tuple[Any, list[An
         (True, True): api.LLAMA_LOAD_MODE_MMAP_MLOCK,
     }[options.use_mmap, options.use_mlock]
     parameters.use_extra_bufts = repacks(file, options)
+    parameters.vocab_only = options.vocab_only
     if options.devices is not None:
         devices = (ctypes.c_void_p * (len(options.devices) + 1))(*map(device_handle, options.devices), None)
         parameters.devices = ctypes.cast(devices, ctypes.c_void_p)

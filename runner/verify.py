@@ -1,6 +1,7 @@
 """A finished GGUF file in, what is wrong with it out: the last check before a file gets its name."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +16,23 @@ SMALLEST = LoadOptions(n_ctx=256, n_batch=256, n_ubatch=32, n_gpu_layers=0, devi
 DECODED = 16
 
 
-def verify_gguf(path: Path, probe_text: str | None = None, expected_ids: Sequence[int] | None = None) -> list[str]:
+def verify_gguf(
+    path: Path, probe_text: str | None = None, expected_ids: Sequence[int] | None = None, decode: bool = True
+) -> list[str]:
     """Load a file in llama.cpp, decode once, and return what is wrong; an empty list is a good file.
 
     With a probe text its tokens, without those that are added to every prompt, must be `expected_ids`: the source
-    tokenizer's. The file is mapped, so that only what one batch touches is read.
+    tokenizer's. llama.cpp maps the whole file and reads it ahead; without `decode` it loads the vocabulary alone.
     """
     try:
-        with Model(path, SMALLEST) as model:
+        with Model(path, replace(SMALLEST, vocab_only=not decode)) as model:
             tokens = tokenize(model, probe_text or "", add_special=False, parse_special=True)
             problems = []
             if expected_ids is not None:
                 problems += compare_tokens(tokens, list(expected_ids))
-            with Engine(model, SMALLEST) as engine:
-                problems += check_logits(engine, (tokens or [0])[:DECODED])
+            if decode:
+                with Engine(model, SMALLEST) as engine:
+                    problems += check_logits(engine, (tokens or [0])[:DECODED])
             return problems
     except MoeGgufError as error:
         return [str(error)]
