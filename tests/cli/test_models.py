@@ -95,7 +95,7 @@ def test_quantize_finds_what_convert_wrote(folder: Path) -> None:
     assert resolve_source(None, prefer_gguf=True).kind is SourceKind.CHECKPOINT, "Q8_0 has lost something"
     empty_ggufs(folder / "out", "local-F16.gguf", "local-BF16.gguf")
     found = resolve_source(None, prefer_gguf=True)
-    assert found.path == Path("out/local-BF16.gguf")
+    assert found.path is not None and found.path == Path("out/local-BF16.gguf")
     assert (found.kind, found.output) == (SourceKind.GGUF, Path("out"))
     assert resolve_source(None).kind is SourceKind.CHECKPOINT
     for changed in (folder / "models.toml", folder / "weights" / "config.json"):

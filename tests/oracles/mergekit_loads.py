@@ -1,6 +1,6 @@
 """Load checkpoint folders, such as our merges, in transformers: every key must be there and no other.
 
-    python -m tests.oracles.mergekit_loads FOLDER...      (in an environment with transformers)
+python -m tests.oracles.mergekit_loads FOLDER...      (in an environment with transformers)
 """
 
 import sys
