@@ -6,14 +6,14 @@ import subprocess
 import sys
 
 from click.testing import CliRunner
-from moe_gguf.cli.devices import command
+from moe_gguf.cli.root import root
 from moe_gguf.runner.devices import list_devices
 
 from ..runner.workers import COMMAND, running_worker
 
 
 def test_json_lists_devices_and_the_build():
-    report = json.loads(CliRunner().invoke(command, ["--json"], catch_exceptions=False).stdout)
+    report = json.loads(CliRunner().invoke(root, ["devices", "--json"], catch_exceptions=False).stdout)
     cpu = next(device for device in report["devices"] if device["name"] == "CPU")
     assert list(cpu) == ["name", "kind", "free_bytes", "total_bytes"]
     assert cpu["kind"] == "cpu"
@@ -21,7 +21,7 @@ def test_json_lists_devices_and_the_build():
 
 
 def test_the_table_names_the_cpu_and_the_backends():
-    text = CliRunner().invoke(command, [], catch_exceptions=False).stdout
+    text = CliRunner().invoke(root, ["devices"], catch_exceptions=False).stdout
     assert text.startswith("device  kind")
     assert "\nCPU " in text
     assert "llama.cpp is built with" in text
@@ -39,6 +39,6 @@ def test_a_gpu_that_the_build_cannot_use_comes_with_the_command_that_changes_it(
     tool = tmp_path / ("nvidia-smi.exe" if sys.platform == "win32" else "nvidia-smi")
     tool.touch(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    text = CliRunner().invoke(command, [], catch_exceptions=False).stdout
+    text = CliRunner().invoke(root, ["devices"], catch_exceptions=False).stdout
     usable = any(device.kind in ("gpu", "igpu") for device in list_devices())
     assert ("-DGGML_CUDA=ON" in text) == (not usable)

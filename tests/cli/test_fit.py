@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from gguf import GGMLQuantizationType
-from moe_gguf.cli.fit import command, type_sizes
+from moe_gguf.cli.fit import type_sizes
 from moe_gguf.cli.loading import build_load_options
+from moe_gguf.cli.root import root
 from moe_gguf.formats.errors import EngineError, GgufError
 from moe_gguf.formats.gguf_file import read_gguf
 
@@ -33,7 +34,7 @@ def tiny(tmp_path_factory) -> Path:
 
 
 def fit(*arguments: object) -> Result:
-    return CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=False)
+    return CliRunner().invoke(root, ["fit", *(str(argument) for argument in arguments)], catch_exceptions=False)
 
 
 def test_json_has_what_a_program_needs(four_by_seven):

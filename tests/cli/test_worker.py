@@ -5,14 +5,14 @@ import subprocess
 
 import pytest
 from click.testing import CliRunner
-from moe_gguf.cli.worker import command
+from moe_gguf.cli.root import root
 from moe_gguf.formats.errors import EngineError
 
 from ..runner.workers import COMMAND, free_port, wait_for
 
 
 def test_help_says_that_there_is_no_authentication():
-    text = " ".join(CliRunner().invoke(command, ["--help"]).stdout.split())
+    text = " ".join(CliRunner().invoke(root, ["worker", "--help"]).stdout.split())
     assert "has no authentication and no encryption" in text
     assert "127.0.0.1" in text
 
@@ -35,11 +35,11 @@ def test_a_taken_port_is_one_line():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
         with pytest.raises(EngineError, match=f"cannot listen on 127.0.0.1:{port}"):
-            CliRunner().invoke(command, ["--port", port], catch_exceptions=False)
+            CliRunner().invoke(root, ["worker", "--port", port], catch_exceptions=False)
 
 
 def test_an_unknown_device_or_host_is_one_line():
     with pytest.raises(EngineError, match="no device 'CUDA5'"):
-        CliRunner().invoke(command, ["--port", str(free_port()), "-d", "CUDA5"], catch_exceptions=False)
+        CliRunner().invoke(root, ["worker", "--port", str(free_port()), "-d", "CUDA5"], catch_exceptions=False)
     with pytest.raises(EngineError, match=r"cannot listen on no.such.host.invalid"):
-        CliRunner().invoke(command, ["--host", "no.such.host.invalid"], catch_exceptions=False)
+        CliRunner().invoke(root, ["worker", "--host", "no.such.host.invalid"], catch_exceptions=False)
