@@ -1,5 +1,6 @@
 """`moe-gguf calibrate`: the routers of any mixture in GGUF are fitted to texts, one per expert."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,20 @@ if TYPE_CHECKING:
     from .calibration import Text
 
 
+class Finite(click.FloatRange):
+    """A number above zero that is neither infinite nor NaN."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number; NaN and infinity are bad usage."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+FINITE = Finite(min=0, min_open=True)
+
+
 @click.command()
 @click.argument("model", type=MODEL)
 @click.argument("texts", nargs=-1, metavar="[NAME=FILE]...")
@@ -24,8 +39,8 @@ if TYPE_CHECKING:
 @click.option("--held-out", type=click.IntRange(2), default=2048, show_default=True, help="Tokens of each to judge.")
 @click.option("--rounds", type=click.IntRange(1, 4), default=2, show_default=True, help="Fits, each on the last one's.")
 @click.option("-c", "--ctx-size", type=click.IntRange(16), default=512, show_default=True, help="Tokens read at once.")
-@click.option("--ridge", type=float, default=1e-3, show_default=True, help="L2 penalty of the regression.")
-@click.option("--sharpness", type=float, help="Factor of the routers' scores  [default: chosen by the loss]")
+@click.option("--ridge", type=FINITE, default=1e-3, show_default=True, help="L2 penalty of the regression.")
+@click.option("--sharpness", type=FINITE, help="Factor of the routers' scores  [default: chosen by the loss]")
 @click.option("-f", "--force", is_flag=True, help="Overwrite the output.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @verbosity
@@ -36,6 +51,21 @@ def command(model: str, texts: tuple[str, ...], first: tuple[str, ...], **option
     name, from 0, as often as you like. The result goes into a GGUF with: moe-gguf regate MODEL GATES -o OUT.
     """
     calibrate(model, (*first, *texts), **options)
+
+
+def check_output(output: Path, inputs: Sequence[Path], force: bool) -> None:
+    """Refuse an output that is an input, exists, or has no folder, before anything is computed. Raises OutputError."""
+    from ..formats.errors import OutputError
+    from ..formats.gguf_file import same_file
+
+    if any(same_file(output, path) for path in inputs):
+        raise OutputError(f"{output}: the output is an input; choose another name")
+    if output.is_dir():
+        raise OutputError(f"{output}: is a folder; name a file")
+    if not output.absolute().parent.is_dir():
+        raise OutputError(f"{output.parent}: no such folder; create it first")
+    if output.exists() and not force:
+        raise OutputError(f"{output}: exists already; choose another name, or overwrite it with --force")
 
 
 def calibrate(
@@ -56,7 +86,6 @@ def calibrate(
 
     import numpy as np
 
-    from ..formats.errors import OutputError
     from ..formats.gguf_file import read_gguf
     from ..merge.gates import Gates, save_gates
     from ..merge.regate import read_routers, regate, router_shape
@@ -67,8 +96,7 @@ def calibrate(
     path = resolve_gguf(model)
     file = read_gguf(path)
     shape = router_shape(file)
-    if output.exists() and not force:
-        raise OutputError(f"{output}: exists already; choose another name, or overwrite it with --force")
+    check_output(output, [path, *(Path(text.partition("=")[2]) for text in texts)], force)
     split = read_texts(file, texts, shape[1], tokens, held_out)
     losses = {"before": held_out_losses(path, split, ctx_size)}
     gates: Gates = read_routers(file)

@@ -20,12 +20,15 @@ def command(model: str, gates: Path, output: Path, force: bool, as_json: bool) -
 
     GATES comes from calibrate, or from merge --gates. Only the routers' bytes change, a few hundred kB.
     """
-    from ..formats.gguf_file import read_gguf
+    from ..formats.errors import OutputError
+    from ..formats.gguf_file import read_gguf, same_file
     from ..merge.gates import load_gates
     from ..merge.regate import regate
     from .models import resolve_gguf
     from .terminal import emit_json, progress
 
+    if same_file(gates, output):
+        raise OutputError(f"{output}: the output is the file of the routers; choose another name")
     file = read_gguf(resolve_gguf(model))
     routers = load_gates(gates)
     with progress(sum(shard.stat().st_size for shard in file.shards), "regate") as bar:

@@ -97,10 +97,10 @@ def root(ctx: click.Context, catalogue: str | None) -> None:
 
 def run(arguments: list[str] | None = None) -> None:
     """Run the command line; exit with 0, 1 (failed, with one line), 2 (bad usage) or 130 (interrupted)."""
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal of another encoding, or a name in a file that is no UTF-8, must not end a report.
+    for stream, errors in ((sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace"), (sys.stdin, "replace")):
+        # A terminal of another encoding, or a text that is no UTF-8, must not end a report or a chat.
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=errors)
     try:
         # Outside its standalone mode click returns what `ctx.exit` was given, or a command's value, None.
         status = root.main(args=arguments, prog_name="moe-gguf", standalone_mode=False)

@@ -4,6 +4,7 @@ Reports go to stdout, everything else to stderr, so that a pipe gets only what w
 """
 
 import json
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -87,6 +88,6 @@ def progress(total: int, description: str, unit: str = "B") -> Any:
         unit=unit,
         unit_scale=unit == "B",
         unit_divisor=1000,
-        disable=True if level() < 0 else None,
+        disable=True if level() < 0 or sys.stderr is None else None,
         dynamic_ncols=True,
     )

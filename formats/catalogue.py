@@ -108,6 +108,8 @@ def read_catalogue(file: Path) -> Catalogue:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise CatalogueError(_toml_message(file, text, str(error))) from None
+    except RecursionError:
+        raise CatalogueError(f"{file}: nested too deeply to be a catalogue") from None
     return _Checker(Path(file), locate_keys(text)).catalogue(document)
 
 

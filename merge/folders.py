@@ -40,7 +40,7 @@ def license_of(folder: Path) -> str | None:
         return None
     try:
         metadata = yaml.safe_load(text.split("---", 2)[1])
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return None
     said = metadata.get("license") if isinstance(metadata, dict) else None
     return str(said) if said else None

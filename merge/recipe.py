@@ -106,6 +106,8 @@ def read_recipe(path: Path) -> Recipe:
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
         raise RecipeError(f"{path}{line}: not valid YAML: {problem}") from error
+    except RecursionError as error:
+        raise RecipeError(f"{path}: nested too deeply to be a recipe") from error
     recipe = _recipe(table(content, Where(str(path), "the recipe")), Where(str(path), ""), path.stem, path.parent)
     return replace(recipe, source=source)
 

@@ -35,6 +35,8 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
+ADDITIONAL_TEMPLATES = "additional_chat_templates"
+UNFINISHED = ".unfinished-merge"
 MAX_SHARD = 5_000_000_000
 SLAB_BYTES = 32 * 2**20
 
@@ -63,11 +65,13 @@ def write_merge(
     Raises OutputError when the folder exists (unless `force`, which replaces a checkpoint), holds one of the merge's
     own models, or does not fit on the disk.
     """
+    folder = folder.resolve()
     tensors = list(merged.source.tensors.values())
     check_target(folder, merged, total_bytes(tensors), force)
-    partial = folder.with_name(folder.name + ".partial")
+    partial, replaced = _beside(folder)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    (partial / UNFINISHED).touch()
     try:
         shards = cut_shards(tensors, max_shard)
         for shard in shards:
@@ -78,7 +82,7 @@ def write_merge(
         copy_tokenizer(merged.folder, partial)
         (partial / RECIPE_FILE).write_text(recipe.source, encoding="utf-8")
         (partial / "README.md").write_text(merge_card(recipe, merged), encoding="utf-8")
-        replaced = folder.with_name(folder.name + ".replaced")
+        (partial / UNFINISHED).unlink()
         if folder.exists():
             folder.rename(replaced)
         partial.rename(folder)
@@ -106,10 +110,29 @@ def check_target(folder: Path, merged: Checkpoint, n_bytes: int, force: bool) ->
             raise OutputError(f"{folder}: exists already; choose another name, or overwrite it with --force")
         if any(folder.iterdir()) and not (folder / "config.json").is_file():
             raise OutputError(f"{folder}: is no checkpoint, so --force does not replace it; choose another name")
+        if foreign := [path.name for path in folder.iterdir() if not _of_a_checkpoint(path)]:
+            raise OutputError(
+                f"{folder}: holds {foreign[0]}, which is no part of a checkpoint and would be lost; move it away first"
+            )
+    partial, replaced = _beside(target)
+    if replaced.exists() or (partial.exists() and not (partial / UNFINISHED).is_file()):
+        stray = replaced if replaced.exists() else partial
+        raise OutputError(f"{stray}: is in the way and not of an unfinished merge; move it away first")
     nearest = next(parent for parent in (target, *target.parents) if parent.exists())
     free = shutil.disk_usage(nearest).free
     if n_bytes > free:
         raise OutputError(f"{nearest}: {n_bytes:,} bytes are needed, {free:,} are free; write elsewhere")
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    """Return where a merge is made, and where what it replaces goes until it is there."""
+    return folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".replaced")
+
+
+def _of_a_checkpoint(path: Path) -> bool:
+    """Tell whether a file or folder is one that checkpoints consist of."""
+    known = (*TOKENIZER_FILES, INDEX_FILE, RECIPE_FILE, "config.json", "README.md", ADDITIONAL_TEMPLATES)
+    return path.name in known or (path.is_file() and path.suffix == ".safetensors")
 
 
 def cut_shards(tensors: Sequence[TensorInfo], max_shard: int) -> list[Shard]:
@@ -133,7 +156,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-    templates = source / "additional_chat_templates"
+    templates = source / ADDITIONAL_TEMPLATES
     if templates.is_dir():
         shutil.copytree(templates, target / templates.name)
 

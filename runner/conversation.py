@@ -139,7 +139,8 @@ def _line(error: Exception | None) -> str:
 
 def save(path: Path, messages: Sequence[Message]) -> None:
     """Write a conversation as JSON: {"messages": [{"role", "content"}]}."""
-    path.write_text(json.dumps({"messages": list(messages)}, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    text = json.dumps({"messages": list(messages)}, indent=2, ensure_ascii=False) + "\n"
+    path.write_bytes(text.encode("utf-8", "replace"))
 
 
 def load(path: Path) -> list[Message]:

@@ -3,6 +3,7 @@
 llama.cpp reads the header, simulates the load (`no_alloc`) and logs the size of each compute buffer.
 """
 
+import os
 import re
 from collections import defaultdict
 from dataclasses import replace
@@ -30,7 +31,7 @@ def measure(file: GgufFile, options: LoadOptions) -> tuple[dict[str, int], int]:
     parameters, keep = model_parameters(file, replace(options, use_mmap=False, use_mlock=False))
     parameters.no_alloc = True
     with listening(lambda level, text: log.append((level, text))):
-        model = api.llama_model_load_from_file(str(file.path).encode(), parameters)
+        model = api.llama_model_load_from_file(os.fsencode(file.path), parameters)
         try:
             context = model and api.llama_init_from_model(
                 model, context_parameters(options, api.llama_model_n_ctx_train(model))

@@ -1,6 +1,7 @@
 """A GGUF file and load options in, a model that llama.cpp holds out, with its vocabulary."""
 
 import ctypes
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ class Model:
         use_numa(options.numa)
         complaints: list[str] = []
         with listening(lambda level, text: complaints.append(text.strip()) if level == FAILS else None):
-            self.pointer = api.llama_model_load_from_file(str(path).encode(), parameters)
+            self.pointer = api.llama_model_load_from_file(os.fsencode(path), parameters)
         if not self.pointer:
             raise EngineError(f"{path}: llama.cpp cannot load it: {first_reason(complaints)}")
         self.vocab = api.llama_model_get_vocab(self.pointer)
