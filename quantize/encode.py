@@ -54,9 +54,9 @@ class Encoder:
             rows = dequantize(GGMLQuantizationType[tensor.source_type], rows)
         encoded = self._encode(tensor, row, rows, qtype)
         if self.measure:
-            wide = widen(rows)
-            off = dequantize(qtype, encoded) - wide
-            sums = np.array([np.vdot(off, off), np.vdot(wide, wide)], np.float64)
+            from .kernels import measure
+
+            sums = measure(qtype, rows, encoded)
             with self._lock:
                 self.errors[tensor.name, qtype] += sums
         return encoded

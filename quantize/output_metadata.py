@@ -30,7 +30,7 @@ def quantized_metadata(
     """Return the fields of the quantized file.
 
     `tensors` are the source's. `kv_overrides` are the user's, then the importance matrix's own. `n_layer_left` is
-    the number of layers after pruning. Split keys are left out; `split_fields` gives those of a shard.
+    the number of layers after pruning. Split keys are left out; those of a shard are made with its layout.
     """
     overrides = tuple(kv_overrides)
     number = file_type.ftype
@@ -50,15 +50,6 @@ def quantized_metadata(
         architecture = fields[Keys.General.ARCHITECTURE].value
         _set(result, Keys.LLM.BLOCK_COUNT.format(arch=architecture), n_layer_left)
     return result
-
-
-def split_fields(number: int, count: int, n_tensors: int) -> dict[str, Field]:
-    """Return the keys that tell a shard its place: `number` from 0, and the tensors of all shards."""
-    return {
-        Keys.Split.LLM_KV_SPLIT_NO: Field(number, GGUFValueType.UINT16),
-        Keys.Split.LLM_KV_SPLIT_COUNT: Field(count, GGUFValueType.UINT16),
-        Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT: Field(n_tensors, GGUFValueType.INT32),
-    }
 
 
 def _set(fields: dict[str, Field], key: str, value: int) -> None:

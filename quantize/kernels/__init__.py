@@ -13,6 +13,7 @@ from typing import Any
 import gguf
 import numpy as np
 
+from ...formats.floats import widen
 from ..ggml import dequantize, quantize_chunk, row_bytes
 
 _T = gguf.GGMLQuantizationType
@@ -90,13 +91,6 @@ def measure(qtype: gguf.GGMLQuantizationType, rows: np.ndarray, encoded: np.ndar
         squared_error += float(np.vdot(error, error))
         squares += float(np.vdot(exact, exact))
     return squared_error, squares
-
-
-def widen(rows: np.ndarray) -> np.ndarray:
-    """Return rows (float32, float16, or uint16 bfloat16 bits) as float32."""
-    if rows.dtype == np.uint16:
-        return (rows.astype(np.uint32) << 16).view(np.float32)
-    return rows.astype(np.float32, copy=False)
 
 
 def warm_up(
