@@ -37,7 +37,8 @@ class Single:
 class Architecture:
     """A family: its name on both sides and its tensors, those of a layer in the order in which they are written.
 
-    `dense` replaces `experts` in layers without experts; `shared` are the shared expert's tensors.
+    `dense` replaces `experts` in layers without experts; `shared` are the shared expert's tensors; `needs_output`
+    says that llama.cpp does not load the family without `output.weight`.
     """
 
     hf_name: str
@@ -47,6 +48,7 @@ class Architecture:
     router: tuple[Single, ...] = ()
     experts: tuple[Experts, ...] = ()
     shared: tuple[Single, ...] = ()
+    needs_output: bool = False
 
     @property
     def name(self) -> str:
@@ -64,6 +66,8 @@ _LAYER = "model.layers.{layer}."
 EMBEDDING = Single(MODEL_TENSOR.TOKEN_EMBD, ("model.embed_tokens.weight",))
 OUTPUT_NORM = Single(MODEL_TENSOR.OUTPUT_NORM, ("model.norm.weight",))
 OUTPUT = Single(MODEL_TENSOR.OUTPUT, ("lm_head.weight",), optional=True)
+# For graphs that load no output from the embedding: a copy of it.
+TIED_OUTPUT = replace(OUTPUT, hf_names=(*OUTPUT.hf_names, *EMBEDDING.hf_names))
 
 
 def _attention(permuted: bool = True, head_norms: bool = False) -> tuple[Single, ...]:
@@ -134,6 +138,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                 Single(MODEL_TENSOR.FFN_GATE_INP_SHEXP, (_LAYER + "mlp.shared_expert_gate.weight",)),
                 *_mlp("mlp.shared_expert", "_SHEXP"),
             ),
+            needs_output=True,
         ),
         Architecture(
             "Qwen3MoeForCausalLM",
@@ -157,4 +162,19 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 def with_llama_graph(architecture: Architecture) -> Architecture:
     """Return the family as GGUF's `llama`: no shared expert, q and k permuted (biases too)."""
-    return replace(architecture, gguf=MODEL_ARCH.LLAMA, attention=_attention(permuted=True), shared=(), dense=())
+    return replace(
+        architecture,
+        gguf=MODEL_ARCH.LLAMA,
+        attention=_attention(permuted=True),
+        shared=(),
+        dense=(),
+        needs_output=False,
+    )
+
+
+def with_granite_graph(architecture: Architecture) -> Architecture:
+    """Return a family with llama's attention as GGUF's `granitemoe`: shared experts without a gate, no dense layers.
+
+    With a logit scale of 1 and no other scale it is llama's graph plus shared experts (src/models/granite.cpp).
+    """
+    return replace(architecture, gguf=MODEL_ARCH.GRANITE_MOE, dense=())

@@ -6,14 +6,15 @@ Reads headers and small JSON files only.
 from collections.abc import Iterator
 from dataclasses import replace
 
-from gguf.constants import MODEL_ARCH, GGUFValueType
+from gguf.constants import GGUFValueType
 
 from ..formats.checkpoint import Checkpoint
 from ..formats.config import ModelConfig, read_config
-from ..formats.errors import CheckpointError, TokenizerError
+from ..formats.errors import TokenizerError
 from ..formats.gguf_fields import Field, field_of
 from ..formats.plan import Plan
-from .architectures import ARCHITECTURES, EMBEDDING, Architecture, with_llama_graph
+from .architectures import EMBEDDING
+from .graphs import choose_architecture
 from .metadata import describe
 from .tensors import plan_tensors
 from .vocabulary import compare_tokenizers, read_vocabulary
@@ -56,40 +57,6 @@ def lost_in_the_merge(checkpoint: Checkpoint) -> Iterator[str]:
         return
     for difference in differences:
         yield f"the tokenizer differs from that of {base}: {difference}; copy its tokenizer files over the merge's"
-
-
-def choose_architecture(config: ModelConfig, checkpoint: Checkpoint) -> tuple[Architecture, tuple[str, ...]]:
-    """Return the record of the family, and warnings about what llama.cpp's graph will do differently.
-
-    llama.cpp renormalizes the weights of the chosen experts for `llama` and `qwen3moe`, and never for `qwen2moe`
-    and `deepseek`. A merge that wants it and has no shared expert is therefore written as `llama`.
-    Raises CheckpointError for an unsupported architecture.
-    """
-    architecture = ARCHITECTURES.get(config.hf_architecture)
-    if architecture is None:
-        raise CheckpointError(
-            f"{checkpoint.name}: architecture {config.hf_architecture} is not supported; "
-            f"supported are {', '.join(ARCHITECTURES)}"
-        )
-    if architecture.gguf in (MODEL_ARCH.QWEN2MOE, MODEL_ARCH.DEEPSEEK) and config.norm_topk_prob:
-        if not config.n_layer_dense and not _has_shared_expert(checkpoint):
-            return with_llama_graph(architecture), ()
-        return architecture, (
-            f"llama.cpp's {architecture.name} graph does not renormalize the weights of the chosen experts, which "
-            f"config.json asks for (norm_topk_prob): with {config.n_expert_used} of {config.n_expert} experts the "
-            "logits will differ by tens of percent from transformers'; set num_experts_per_tok to "
-            f"{config.n_expert} for the same",
-        )
-    if architecture.gguf is MODEL_ARCH.QWEN3MOE and config.norm_topk_prob is False:
-        return architecture, (
-            "llama.cpp's qwen3moe graph renormalizes the weights of the chosen experts, although config.json says "
-            "norm_topk_prob false: the logits will differ from transformers'",
-        )
-    return architecture, ()
-
-
-def _has_shared_expert(checkpoint: Checkpoint) -> bool:
-    return any(".shared_expert" in name for name in checkpoint.source.tensors)
 
 
 def _with_rows(config: ModelConfig, checkpoint: Checkpoint) -> tuple[ModelConfig, tuple[str, ...]]:

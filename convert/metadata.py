@@ -19,7 +19,8 @@ from ..formats.errors import CheckpointError
 from ..formats.gguf_fields import Field, field_of, pack_fields
 from ..formats.plan import PlannedTensor
 from .architectures import Architecture
-from .rope import rope_fields
+from .graphs import asks_otherwise, wants_renormalizing
+from .rope import rope_fields, states_scaling
 
 HUB = "https://huggingface.co/"
 
@@ -101,7 +102,8 @@ def _add_hyper_parameters(writer: GGUFWriter, config: ModelConfig, architecture:
     if config.n_ctx:
         writer.add_context_length(config.n_ctx)
     writer.add_embedding_length(config.n_embd)
-    writer.add_feed_forward_length(config.n_ff)
+    one_width = architecture.experts and architecture.name in ("llama", "granitemoe")
+    writer.add_feed_forward_length(config.n_ff_exp if one_width else config.n_ff)
     writer.add_head_count(config.n_head)
     writer.add_head_count_kv(config.n_head_kv)
     for key, value in rope_fields(config, architecture.name):
@@ -117,17 +119,26 @@ def _add_hyper_parameters(writer: GGUFWriter, config: ModelConfig, architecture:
 
 
 def _add_family(writer: GGUFWriter, config: ModelConfig, architecture: Architecture) -> None:
-    """Add what only this family has, and the version of the quantizations' layouts."""
+    """Add what only this family has, and the version of the quantizations' layouts.
+
+    expert_weights_norm is what the checkpoint asks for, where the graph, which does not read it, does otherwise.
+    """
     name = architecture.name
     if name == "llama":
         writer.add_vocab_size(config.n_vocab)
         writer.add_rope_dimension_count(config.n_embd_head)
+    elif name == "granitemoe":
+        writer.add_vocab_size(config.n_vocab)
+        writer.add_rope_dimension_count(config.n_embd_head)
+        writer.add_expert_shared_feed_forward_length(config.n_ff_shexp)
+        writer.add_logit_scale(1.0)
     elif name == "deepseek":
         writer.add_rope_dimension_count(config.n_embd_head)
-        writer.add_rope_scaling_type(RopeScalingType.NONE)
+        if not states_scaling(config):
+            writer.add_rope_scaling_type(RopeScalingType.NONE)
         writer.add_leading_dense_block_count(config.n_layer_dense)
         writer.add_vocab_size(config.n_vocab)
-        writer.add_expert_feed_forward_length(config.n_ff_expert or config.n_ff)
+        writer.add_expert_feed_forward_length(config.n_ff_exp)
         writer.add_expert_weights_scale(1.0)
         writer.add_expert_shared_count(config.n_expert_shared)
     elif name in ("qwen2moe", "qwen3moe"):
@@ -135,6 +146,8 @@ def _add_family(writer: GGUFWriter, config: ModelConfig, architecture: Architect
             writer.add_expert_feed_forward_length(config.n_ff_expert)
         if config.n_ff_shared is not None:
             writer.add_expert_shared_feed_forward_length(config.n_ff_shared)
+    if asks_otherwise(config, architecture):
+        writer.add_expert_weights_norm(wants_renormalizing(config))
     writer.add_quantization_version(GGML_QUANT_VERSION)
 
 

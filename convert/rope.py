@@ -60,6 +60,11 @@ def rope_fields(config: ModelConfig, arch: str) -> Iterator[tuple[str, str | Num
         yield keys.FREQ_BASE.format(arch=arch), config.rope["rope_theta"]
 
 
+def states_scaling(config: ModelConfig) -> bool:
+    """Tell whether the metadata names a kind of scaling."""
+    return _kind(config) not in ("default", "llama3", "dynamic")
+
+
 def _yarn_fields(config: ModelConfig, arch: str) -> Iterator[tuple[str, Number]]:
     keys = Keys.Rope
     yield keys.SCALING_ORIG_CTX_LEN.format(arch=arch), int(_number(config, "original_max_position_embeddings"))

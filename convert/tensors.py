@@ -13,7 +13,7 @@ from ..formats.config import ModelConfig
 from ..formats.errors import CheckpointError
 from ..formats.plan import FLOAT_TYPES, Piece, PlannedTensor, RopePermutation
 from ..formats.source import TensorInfo
-from .architectures import EMBEDDING, OUTPUT, OUTPUT_NORM, Architecture, Experts, Single, gguf_name
+from .architectures import EMBEDDING, OUTPUT, OUTPUT_NORM, TIED_OUTPUT, Architecture, Experts, Single, gguf_name
 from .experts import count_experts, stack
 from .rope import rope_factors
 
@@ -57,7 +57,7 @@ class _Gatherer:
     def stacked(self, matrix: Experts, layer: int) -> PlannedTensor:
         """Plan one matrix of all experts of a layer."""
         config = self.config
-        n_ff = self.n_ff_expert()
+        n_ff = config.n_ff_exp
         down = matrix.tensor is MODEL_TENSOR.FFN_DOWN_EXP
         shape = (config.n_embd, n_ff) if down else (n_ff, config.n_embd)
         pieces = stack(self.tensors, matrix, layer, config.n_expert, shape)
@@ -71,10 +71,6 @@ class _Gatherer:
             pieces,
             n_expert=config.n_expert,
         )
-
-    def n_ff_expert(self) -> int:
-        """Return the width of an expert's hidden layer."""
-        return self.config.n_ff_expert or self.config.n_ff
 
     def _use(self, name: str) -> None:
         info = self.tensors[name]
@@ -93,7 +89,6 @@ class _Gatherer:
     def _expected(self, rule: Single) -> tuple[int, ...] | None:
         """Return the shape (numpy order) that the hyper-parameters ask for; None where rows may vary."""
         config, head = self.config, self.config.n_embd_head
-        n_ff_shared = config.n_ff_shared or self.n_ff_expert() * max(config.n_expert_shared, 1)
         matrices = {
             MODEL_TENSOR.ATTN_Q: (config.n_head * head, config.n_embd),
             MODEL_TENSOR.ATTN_K: (config.n_head_kv * head, config.n_embd),
@@ -106,9 +101,9 @@ class _Gatherer:
             MODEL_TENSOR.FFN_DOWN: (config.n_embd, config.n_ff),
             MODEL_TENSOR.FFN_GATE_INP: (config.n_expert, config.n_embd),
             MODEL_TENSOR.FFN_GATE_INP_SHEXP: (1, config.n_embd),
-            MODEL_TENSOR.FFN_GATE_SHEXP: (n_ff_shared, config.n_embd),
-            MODEL_TENSOR.FFN_UP_SHEXP: (n_ff_shared, config.n_embd),
-            MODEL_TENSOR.FFN_DOWN_SHEXP: (config.n_embd, n_ff_shared),
+            MODEL_TENSOR.FFN_GATE_SHEXP: (config.n_ff_shexp, config.n_embd),
+            MODEL_TENSOR.FFN_UP_SHEXP: (config.n_ff_shexp, config.n_embd),
+            MODEL_TENSOR.FFN_DOWN_SHEXP: (config.n_embd, config.n_ff_shexp),
         }
         if rule.tensor in matrices:
             shape = matrices[rule.tensor]
@@ -136,7 +131,7 @@ def plan_tensors(
     for layer in range(config.n_layer):
         planned += _plan_layer(gatherer, layer)
     planned += gatherer.single(OUTPUT_NORM)
-    planned += gatherer.single(OUTPUT)
+    planned += gatherer.single(TIED_OUTPUT if architecture.needs_output and config.tie_word_embeddings else OUTPUT)
     if not config.tie_word_embeddings and OUTPUT.hf_names[0] not in tensors:
         raise CheckpointError(
             f"tensor {OUTPUT.hf_names[0]} is missing, and config.json does not tie it to the embeddings "

@@ -49,6 +49,16 @@ class ModelConfig:
         """Width of one attention head."""
         return self.head_dim or self.n_embd // self.n_head
 
+    @property
+    def n_ff_exp(self) -> int:
+        """Width of an expert's hidden layer."""
+        return self.n_ff_expert or self.n_ff
+
+    @property
+    def n_ff_shexp(self) -> int:
+        """Width of all shared experts' hidden layers together."""
+        return self.n_ff_shared or self.n_ff_exp * max(self.n_expert_shared, 1)
+
 
 class _Keys:
     """Looks keys up in a config and says which one is wrong."""

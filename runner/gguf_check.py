@@ -19,7 +19,10 @@ MOST_LAYERS, MOST_EXPERTS = 512, 1024
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 # Families whose graphs assert one head size for keys, values and rotation, and one number of experts per token
 # (src/models/*.cpp)
-PLAIN_FAMILIES = ("llama", "mistral3", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "deepseek", "olmoe", "dbrx", "granite")
+PLAIN_FAMILIES = (
+    *("llama", "mistral3", "qwen2", "qwen2moe", "qwen3", "qwen3moe"),
+    *("deepseek", "olmoe", "dbrx", "granite", "granitemoe"),
+)
 NOT_FOR_WEIGHTS = {getattr(GGMLQuantizationType, name) for name in ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K")}
 
 
