@@ -1,12 +1,14 @@
 """Merge recipes and hub models as sources: what a model argument stands for becomes an opened checkpoint."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..formats.checkpoint import Checkpoint, open_checkpoint
 from ..formats.errors import RecipeError
 from .models import ModelSource, SourceKind
-from .terminal import warn
+from .terminal import progress, warn
 
 if TYPE_CHECKING:
     from ..merge.doctor import Finding
@@ -56,15 +58,20 @@ def open_hub(source: ModelSource) -> Checkpoint:
 
 def examine_recipe(recipe: "Recipe", models: "Models") -> "list[Finding]":
     """Let the merge doctor look at a recipe: warnings are printed and returned, errors raise RecipeError."""
+    from ..convert.vocabulary import tokenizer_differences
     from ..merge.doctor import examine
-    from ..merge.gates import zero_gates
-    from ..merge.open import open_recipe, sizes_of
 
-    placeholder = zero_gates(recipe, sizes_of(recipe, models).n_layer, sizes_of(recipe, models).n_embd)
-    findings = examine(recipe, models, open_recipe(recipe, placeholder, models=models))
+    findings = examine(recipe, models, tokenizer_differences, compared)
     for finding in findings:
         if not finding.is_error:
             warn(finding.text)
     if errors := [finding.text for finding in findings if finding.is_error]:
         raise RecipeError(f"{recipe.name}: {'; '.join(errors)}")
     return findings
+
+
+@contextmanager
+def compared(n_bytes: int) -> Iterator[Callable[[int], object]]:
+    """Show how far the comparison of experts is, when it takes more than two seconds."""
+    with progress(n_bytes, "compare experts that seem the same", delay=2) as bar:
+        yield bar.update

@@ -78,8 +78,8 @@ def format_count(number: float) -> str:
     return f"{number:.{digits}f} {unit}".rstrip()
 
 
-def progress(total: int, description: str, unit: str = "B") -> Any:
-    """Return a tqdm bar on stderr over `total` units (bytes are scaled); hidden with -q."""
+def progress(total: int, description: str, unit: str = "B", delay: float = 0) -> Any:
+    """Return a tqdm bar on stderr over `total` units (bytes are scaled), shown after `delay` seconds; none with -q."""
     from tqdm import tqdm
 
     return tqdm(
@@ -90,4 +90,5 @@ def progress(total: int, description: str, unit: str = "B") -> Any:
         unit_divisor=1000,
         disable=True if level() < 0 or sys.stderr is None else None,
         dynamic_ncols=True,
+        delay=delay,
     )

@@ -1,19 +1,23 @@
 """The merge doctor: an opened recipe comes in, what is wrong or doubtful about it goes out, before anything is written.
 
-Reads headers, tokenizers, and a few rows of every expert tensor; never the whole weights.
+Reads headers, tokenizers, and a few rows of every expert tensor; all rows only of experts that seem to be the same.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from hashlib import blake2b
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ..formats.checkpoint import Checkpoint
+from ..formats.tokenizer_difference import DifferenceKind, TokenizerDifference
+from .alike import Watch, same_weights, unwatched
 from .families import PARTS, complete_config
-from .folders import chat_template, license_of, token_ids
+from .folders import has_tokenizer, license_of
+from .gates import zero_gates
+from .lora import changes
 from .models import DenseModel
-from .open import Models, family_of, out_dtype
-from .recipe import RANDOM_MODES, Recipe
+from .open import Models, family_of, open_recipe, out_dtype, sizes_of
+from .recipe import RANDOM_MODES, Expert, Recipe
 
 CONSTANTS = (
     "hidden_size",
@@ -33,7 +37,17 @@ LOSSES = {
     ("F16", "BF16"): "3 bits of precision",
     ("BF16", "F16"): "range: values beyond 65504 become infinite",
 }
-SAMPLED_ROWS = 4
+# What becomes of an expert whose tokenizer is not the base's.
+WHAT_THEN = {
+    DifferenceKind.OTHER_TOKENS: "the base's are used, so this expert will be given tokens that it learned as others",
+    DifferenceKind.MORE_TOKENS: "the base's tokenizer and {rows} embedding rows are taken: they become plain text",
+    DifferenceKind.FEWER_TOKENS: "this expert has not learned them",
+    DifferenceKind.CUTTING: "the base's way is used",
+    DifferenceKind.SPECIAL: "what the base says is used",
+    DifferenceKind.TEMPLATE: "what the base has is used",
+    DifferenceKind.UNREADABLE: "tokenizers cannot be compared",
+}
+CompareTokenizers = Callable[[Path, Path], Sequence[TokenizerDifference]]
 
 
 @dataclass(frozen=True)
@@ -44,13 +58,17 @@ class Finding:
     text: str
 
 
-def examine(recipe: Recipe, models: Models, merged: Checkpoint) -> list[Finding]:
-    """Return all findings about a recipe, its opened models and the mixture they give (classic), errors first."""
+def examine(recipe: Recipe, models: Models, compare: CompareTokenizers, watch: Watch = unwatched) -> list[Finding]:
+    """Return all findings about a recipe and its opened models, errors first.
+
+    `compare(folder, base)` says how two folders' tokenizers differ; `watch` shows how far it is when experts are
+    compared throughout. Raises MoeGgufError when the models do not fit together.
+    """
     findings = [
-        *_alike(recipe, merged),
+        *_alike(recipe, models, watch),
         *_prompts(recipe),
         *_unused(recipe, models),
-        *(finding for model in models.values() for finding in _compare(models[recipe.base_model], model)),
+        *(finding for model in models.values() for finding in _compare(models[recipe.base_model], model, compare)),
         *_dtypes(recipe, models),
         *_licenses(models),
         *_adapters(models),
@@ -66,33 +84,40 @@ def _warning(text: str) -> Finding:
     return Finding(False, text)
 
 
-def _alike(recipe: Recipe, merged: Checkpoint) -> Iterator[Finding]:
-    """Find experts with the same weights, by a hash over rows of each of their tensors."""
-    digests: dict[str, list[str]] = {}
-    for index, expert in enumerate(recipe.experts):
-        digests.setdefault(_digest(merged, index), []).append(expert.name)
-    for names in digests.values():
-        if len(names) == len(recipe.experts) > 1 and recipe.gate_mode not in RANDOM_MODES:
+def _alike(recipe: Recipe, models: Models, watch: Watch) -> Iterator[Finding]:
+    """Find experts with the same weights, and those with the base's; the base is looked at as one more expert."""
+    base = models[recipe.base_model].checkpoint
+    n_expert = len(recipe.experts)
+    experts = recipe.experts
+    if all(f"model.layers.0.mlp.{part}.weight" in base.source.tensors for part in PARTS):
+        experts = (*experts, Expert(recipe.base_model, "the base"))
+    extended = replace(recipe, experts=experts)
+    sizes = sizes_of(recipe, models)
+    merged = open_recipe(extended, zero_gates(extended, sizes.n_layer, sizes.n_embd), models=models)
+    made_of = [_made_of(index, expert, models[expert.source_model]) for index, expert in enumerate(experts)]
+    for group in same_weights(merged.source, made_of, watch):
+        names = [experts[index].name for index in group if index < n_expert]
+        if len(names) == n_expert > 1 and recipe.gate_mode not in RANDOM_MODES:
             yield _error(
                 f"all experts have the same weights ({', '.join(names)}): the mixture would be the one model, slower; "
                 "to train it afterwards use gate_mode: random"
             )
         elif len(names) > 1:
             yield _warning(f"experts {', '.join(names)} have the same weights")
-    for expert in recipe.experts:
-        if expert.source_model == recipe.base_model:
-            yield _warning(f"expert {expert.name} is the base itself")
+        if group[-1] == n_expert:
+            for index in group[:-1]:
+                is_base = models[experts[index].source_model].checkpoint is base
+                what = "is the base itself" if is_base else "has the base's weights"
+                yield _warning(f"expert {experts[index].name} {what}")
 
 
-def _digest(merged: Checkpoint, index: int) -> str:
-    """Hash a few rows of each MLP tensor of an expert as it will be written: training leaves no tensor as it was."""
-    digest = blake2b(digest_size=16)
-    for name, info in merged.source.tensors.items():
-        if f".experts.{index}." in name:
-            for start in {0, max(0, info.n_rows // 2 - 1), max(0, info.n_rows - SAMPLED_ROWS)}:
-                rows = merged.source.read_rows(name, start, min(start + SAMPLED_ROWS, info.n_rows))
-                digest.update(rows.tobytes())
-    return digest.hexdigest()
+def _made_of(index: int, expert: Expert, model: DenseModel) -> Hashable:
+    """Return what an expert's weights follow from; noise is drawn for each expert anew."""
+    files = tuple(sorted(model.checkpoint.source.identity().items()))
+    adapter = None
+    if model.lora is not None:
+        adapter = (tuple(sorted(model.lora.source.identity().items())), tuple(sorted(model.lora.factors.items())))
+    return files, adapter, expert.residual_scale, None if expert.noise_scale is None else (index, expert.noise_scale)
 
 
 def _prompts(recipe: Recipe) -> Iterator[Finding]:
@@ -124,25 +149,26 @@ def _unused(recipe: Recipe, models: Models) -> Iterator[Finding]:
             continue
         which = ", ".join(name.removeprefix("model.layers.0.") for name in homeless[:4])
         if reference == recipe.base_model or any(".mlp." in name for name in homeless):
-            yield _error(f"{checkpoint.name} has tensors that {family.name} has no place for: {which}")
+            yield _error(f"{reference.model} has tensors that {family.name} has no place for: {which}")
 
 
-def _compare(base: DenseModel, model: DenseModel) -> Iterator[Finding]:
+def _compare(base: DenseModel, model: DenseModel, compare: CompareTokenizers) -> Iterator[Finding]:
     """Compare an expert's model with the base, whose attention, embeddings and tokenizer the mixture takes."""
-    if model.checkpoint.folder == base.checkpoint.folder:
+    if model.lora is not None and has_tokenizer(model.lora.folder):
+        yield from _tokenizers(base, f"adapter {model.reference.lora}", model.lora.folder, compare)
+    if model.checkpoint is base.checkpoint:
         return
-    name = model.checkpoint.name
+    name = model.label
     ours, theirs = complete_config(base.checkpoint.config), complete_config(model.checkpoint.config)
     for key in CONSTANTS:
         if ours.get(key) != theirs.get(key):
             yield _warning(f"{name}: {key} is {theirs.get(key)}, the base's {ours.get(key)} will be used")
     if _rope(ours) != _rope(theirs):
         yield _warning(f"{name}: its rope is {_rope(theirs)}, the base's {_rope(ours)} will be used")
-    yield from _vocabularies(base.checkpoint, model.checkpoint)
-    one, other = chat_template(base.checkpoint.folder), chat_template(model.checkpoint.folder)
-    if one != other:
-        has = "another chat template" if one and other else "a chat template" if other else "no chat template"
-        yield _warning(f"{name}: has {has}; the base's {'one ' if one else 'none '}will be used")
+    rows, base_rows = _rows(model.checkpoint), _rows(base.checkpoint)
+    if rows != base_rows:
+        yield _warning(f"{name}: {rows} embedding rows, the base has {base_rows}; the base's are taken")
+    yield from _tokenizers(base, name, model.checkpoint.folder, compare)
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,21 +180,19 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _vocabularies(base: Checkpoint, model: Checkpoint) -> Iterator[Finding]:
-    embed = "model.embed_tokens.weight"
-    ours, theirs = (one.source.tensors[embed].n_rows if embed in one.source.tensors else None for one in (base, model))
-    if ours != theirs:
-        yield _warning(f"{model.name}: {theirs} embedding rows, the base has {ours}; the base's are taken")
-    known, other = token_ids(base.folder), token_ids(model.folder)
-    if known is None or other is None or known == other:
-        return
-    extra = [token for token in other if token not in known]
-    moved = [token for token, number in other.items() if token in known and known[token] != number]
-    missing = [token for token in known if token not in other]
-    for tokens, what in ((moved, "other ids for"), (extra, "tokens that the base lacks:"), (missing, "no")):
-        if tokens:
-            shown = ", ".join(map(repr, tokens[:5])) + (f" and {len(tokens) - 5} more" if len(tokens) > 5 else "")
-            yield _warning(f"{model.name}: its tokenizer has {what} {shown}")
+def _rows(checkpoint: Checkpoint) -> int | None:
+    embedding = checkpoint.source.tensors.get("model.embed_tokens.weight")
+    return embedding.n_rows if embedding else None
+
+
+def _tokenizers(base: DenseModel, name: str, folder: Path, compare: CompareTokenizers) -> Iterator[Finding]:
+    """Say how a tokenizer differs from the base's, and what that means for the expert."""
+    for difference in compare(folder, base.checkpoint.folder):
+        what = WHAT_THEN[difference.kind].format(rows=_rows(base.checkpoint))
+        if difference.kind is DifferenceKind.UNREADABLE:
+            yield _warning(f"{what}: {difference.text}")
+        else:
+            yield _warning(f"{name}: its tokenizer differs: {difference.text}; {what}")
 
 
 def _dtypes(recipe: Recipe, models: Models) -> Iterator[Finding]:
@@ -177,12 +201,12 @@ def _dtypes(recipe: Recipe, models: Models) -> Iterator[Finding]:
         stored = {info.dtype for name, info in model.checkpoint.source.tensors.items() if name.endswith("_proj.weight")}
         for dtype in sorted(stored):
             if loss := LOSSES.get((dtype, target or dtype)):
-                yield _warning(f"{model.checkpoint.name} is stored as {dtype}; writing {target} loses {loss}")
+                yield _warning(f"{model.label} is stored as {dtype}; writing {target} loses {loss}")
 
 
 def _licenses(models: Models) -> Iterator[Finding]:
-    licenses = {model.checkpoint.name: license_of(model.checkpoint.folder) for model in models.values()}
-    licenses |= {model.lora.name: license_of(model.lora.folder) for model in models.values() if model.lora}
+    licenses = {model.label: license_of(model.checkpoint.folder) for model in models.values()}
+    licenses |= {model.reference.lora: license_of(model.lora.folder) for model in models.values() if model.lora}
     known = {name: said for name, said in licenses.items() if said}
     if len(set(known.values())) > 1:
         yield _warning("licences differ: " + ", ".join(f"{name}: {said}" for name, said in known.items()))
@@ -190,11 +214,18 @@ def _licenses(models: Models) -> Iterator[Finding]:
 
 def _adapters(models: Models) -> Iterator[Finding]:
     for model in models.values():
-        if model.lora is None:
+        lora, name = model.lora, model.reference.lora
+        if lora is None:
             continue
-        elsewhere = [name for name in model.lora.factors if ".mlp." not in name] + list(model.lora.ignored)
+        within = [weight for weight in lora.factors if weight.split(".")[-2] in PARTS]
+        elsewhere = [weight for weight in lora.factors if weight.split(".")[-2] not in PARTS] + list(lora.ignored)
         if elsewhere:
+            more = f"{len(elsewhere)} tensors" if len(elsewhere) > 1 else "a tensor"
             yield _warning(
-                f"adapter {model.lora.name} also changes {len(elsewhere)} tensors outside the MLPs "
-                f"({elsewhere[0]}, ...), which no expert takes over"
+                f"adapter {name} also changes {more} outside the MLPs ({elsewhere[0]}"
+                f"{', ...' if len(elsewhere) > 1 else ''}), which no expert takes over"
+            )
+        if not any(changes(lora, weight) for weight in within):
+            yield _warning(
+                f"adapter {name} changes no weight of an MLP: its expert is {model.reference.model} as it is"
             )

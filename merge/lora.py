@@ -28,7 +28,7 @@ BLOCK = 64
 SINGLE_THREAD = 2**18
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Factor:
     """The change of one weight: scale * B @ A with A [rank, row_length] and B [n_rows, rank]."""
 
@@ -90,6 +90,13 @@ def change(lora: Lora, weight: str, start: int, stop: int) -> np.ndarray:
             np.matmul(b[row : row + BLOCK], a[:, part], out=product[row : row + BLOCK, part])
     product *= np.float32(factor.scale)
     return product[start - low : stop - low]
+
+
+def changes(lora: Lora, weight: str) -> bool:
+    """Tell whether an adapter changes a weight at all: fresh ones have a B of zeros."""
+    factor = lora.factors[weight]
+    infos = [(name, lora.source.tensors[name].n_rows) for name in (factor.b, factor.a)]
+    return factor.scale != 0 and all(widen(lora.source.read_rows(name, 0, rows)).any() for name, rows in infos)
 
 
 def _check_kind(folder: Path, config: Mapping[str, Any]) -> None:

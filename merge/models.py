@@ -26,6 +26,11 @@ class DenseModel:
     repo: str | None = None
 
     @property
+    def label(self) -> str:
+        """What the recipe calls it, without its adapter: names of folders may be the same, or a hub's hashes."""
+        return self.reference.model
+
+    @property
     def model_type(self) -> str:
         """The model type of its config.json ("llama")."""
         return str(self.checkpoint.config.get("model_type", "unknown"))

@@ -23,7 +23,7 @@ def read_special_tokens(
     leaves open (not unk: llama.cpp's default, 0, is right then). Returns the tokens and warnings.
     """
     warnings: list[str] = []
-    texts = {part: _content(files.tokenizer_config.get(f"{part}_token")) for part in PARTS}
+    texts = {part: content_of(files.tokenizer_config.get(f"{part}_token")) for part in PARTS}
     add = _added_around(files.tokenizer, texts) if files.tokenizer is not None else {}
     for part in texts:
         configured = files.tokenizer_config.get(f"add_{part}_token")
@@ -60,7 +60,7 @@ def read_late_tokens(files: TokenizerFiles, added: Mapping[int, AddedToken], n_v
     id_of = {token.content: token_id for token_id, token in added.items()}
     ids: dict[str, int] = {}
     for part, usual in FILL_IN_THE_MIDDLE.items():
-        named = id_of.get(_content(files.tokenizer_config.get(f"{part}_token")) or "")
+        named = id_of.get(content_of(files.tokenizer_config.get(f"{part}_token")) or "")
         configured = _configured_id(files.config, part)
         ids[part] = named if named is not None else usual if configured is None else configured
     return SpecialTokens(ids)
@@ -74,7 +74,8 @@ def _configured_id(config: Mapping[str, Any], part: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
-def _content(entry: Any) -> str | None:
+def content_of(entry: Any) -> str | None:
+    """Return a token's text from how tokenizer_config.json names it: as text, or as an object with its content."""
     if isinstance(entry, dict):
         entry = entry.get("content")
     return entry if isinstance(entry, str) and entry else None

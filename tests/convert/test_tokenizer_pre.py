@@ -116,9 +116,9 @@ def test_a_merge_with_more_tokens_and_another_end_differs_from_its_base(tmp_path
     (base / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}', encoding="utf-8")
     (merge / "tokenizer_config.json").write_text('{"eos_token": "<|tool|>", "chat_template": "x"}', encoding="utf-8")
     assert compare_tokenizers(merge, base) == [
-        "1 tokens that the base has not: 400 '<|tool|>'",
+        "1 token that the base has not: 400 '<|tool|>'",
         "the eos token is 400, the base's 2",
-        "the chat template differs",
+        "it has a chat template, the base has none",
     ]
 
 

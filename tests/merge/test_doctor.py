@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from moe_gguf.convert.vocabulary import tokenizer_differences
 from moe_gguf.merge.doctor import Finding, examine
-from moe_gguf.merge.gates import zero_gates
 from moe_gguf.merge.models import open_models
-from moe_gguf.merge.open import open_recipe
 from moe_gguf.merge.recipe import read_recipe
 
 from .tiny_models import LLAMA3_ROPE, Dense, write_dense, write_lora
@@ -21,11 +20,15 @@ def found(folder: Path, experts: list[str], prompts: list[list[str]] | None = No
     path.write_text(json.dumps({"base_model": "base", "experts": entries} | fields))
     recipe = read_recipe(path)
     models = open_models(recipe)
-    return examine(recipe, models, open_recipe(recipe, zero_gates(recipe, 2, 64), models=models))
+    return examine(recipe, models, tokenizer_differences)
 
 
 def texts(findings: list[Finding]) -> str:
     return "\n".join(finding.text for finding in findings)
+
+
+def change_json(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 @pytest.fixture
@@ -86,21 +89,25 @@ def test_vocabularies_and_tokenizers_that_differ(folder: Path) -> None:
     (first, second), last = list(vocab)[10:12], list(vocab)[-1]
     vocab[first], vocab[second] = vocab[second], vocab[first]
     vocab["<|mine|>"] = vocab.pop(last)
+    tokenizer["model"]["merges"].pop()
     path.write_text(json.dumps(tokenizer))
     said = texts(found(folder, ["one", "two"]))
     assert "one: 504 embedding rows, the base has 512" in said
-    assert "one: its tokenizer has no " in said and "and 3 more" in said
-    assert f"two: its tokenizer has other ids for {first!r}, {second!r}" in said
-    assert "two: its tokenizer has tokens that the base lacks: '<|mine|>'" in said
-    assert f"two: its tokenizer has no {last!r}" in said
+    assert "one: its tokenizer differs: 8 tokens of the base are missing: 504 " in said and "; and 2 more; " in said
+    assert f"two: its tokenizer differs: 3 ids stand for other tokens than in the base: 10 for {second!r}" in said
+    assert f"10 for {second!r} (in the base 11), there for {first!r}" in said
+    assert f"511 for '<|mine|>', there for {last!r}" in said
+    assert "this expert will be given tokens that it learned as others" in said
 
 
 def test_chat_templates_and_licences_that_differ(folder: Path) -> None:
-    (folder / "one" / "chat_template.jinja").write_text("{{ messages }}")
+    change_json(folder / "one" / "tokenizer_config.json", chat_template="{{ messages }}")
+    change_json(folder / "two" / "tokenizer_config.json", chat_template=None)
     (folder / "base" / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Base")
     (folder / "two" / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# Two")
     said = texts(found(folder, ["one", "two"]))
-    assert "one: has another chat template; the base's one will be used" in said
+    assert "one: its tokenizer differs: the chat template differs; what the base has is used" in said
+    assert "two: its tokenizer differs: it has no chat template, the base has one; what the base has" in said
     assert "licences differ: base: apache-2.0, two: cc-by-nc-4.0" in said
 
 
@@ -143,4 +150,4 @@ def test_adapters_that_change_more_than_mlps(folder: Path) -> None:
     tensors[module + "lora_B.weight"] = stored(draw(1, "b", (64, 4)), "BF16")
     write_safetensors(folder / "lora" / "adapter_model.safetensors", tensors)
     said = texts(found(folder, ["one", "base+lora"]))
-    assert "adapter lora also changes 1 tensors outside the MLPs" in said
+    assert "adapter lora also changes a tensor outside the MLPs (model.layers.0.self_attn.q_proj.weight)" in said
