@@ -85,7 +85,8 @@ def check_finished(
 ) -> None:
     """Read finished files back: their structure, and with `load` by llama.cpp: a decode, the tokens of a probe text.
 
-    Raises OutputError when something is not as planned; if `forgiving`, what llama.cpp complains of is a warning.
+    Where llama.cpp's graph does otherwise than the checkpoint asks, a warning says by how much. Raises OutputError
+    when something is not as planned; if `forgiving`, what llama.cpp complains of is a warning.
     """
     from ..formats.readback import check_structure, check_with_gguf_reader
 
@@ -100,6 +101,7 @@ def check_finished(
     from psutil import virtual_memory
 
     from ..convert.vocabulary import probe_text, probe_tokens
+    from ..runner.graph_difference import describe_graph_difference
     from ..runner.verify import verify_gguf
 
     text = probe_text(output.fields[Keys.Tokenizer.LIST].value, output.fields[Keys.Tokenizer.TOKEN_TYPE].value)
@@ -114,3 +116,5 @@ def check_finished(
         warn(f"{output.path}: {'; '.join(problems)}")
     elif problems:
         raise OutputError(f"{output.path}: llama.cpp does not run it as it should: {'; '.join(problems)}")
+    elif fits and (difference := describe_graph_difference(paths[0])):
+        warn(f"{output.path}: {difference}")

@@ -9,17 +9,10 @@ from gguf.constants import MODEL_ARCH
 from ..formats.checkpoint import Checkpoint
 from ..formats.config import ModelConfig
 from ..formats.errors import CheckpointError
+from ..formats.routing import runs_otherwise
 from .architectures import ARCHITECTURES, Architecture, with_granite_graph, with_llama_graph
 from .rope import rope_factors
 
-# Whether a graph divides the chosen experts' weights by their sum (`norm_w` of build_moe_ffn, src/models/*.cpp).
-RENORMALIZES = {
-    MODEL_ARCH.LLAMA: True,
-    MODEL_ARCH.GRANITE_MOE: True,
-    MODEL_ARCH.QWEN3MOE: True,
-    MODEL_ARCH.QWEN2MOE: False,
-    MODEL_ARCH.DEEPSEEK: False,
-}
 # Graphs that load Llama 3's factors of the frequencies, `rope_freqs` (src/models/*.cpp).
 WITH_ROPE_FACTORS = (MODEL_ARCH.LLAMA, MODEL_ARCH.GRANITE_MOE)
 
@@ -45,14 +38,8 @@ def choose_architecture(config: ModelConfig, checkpoint: Checkpoint) -> tuple[Ar
 
 
 def asks_otherwise(config: ModelConfig, architecture: Architecture) -> bool:
-    """Tell whether the graph treats the chosen experts' weights otherwise than the checkpoint asks.
-
-    With all experts chosen it makes no difference: their weights add up to one.
-    """
-    renormalizes = RENORMALIZES.get(architecture.gguf)
-    if not config.n_expert or renormalizes is None or config.n_expert_used == config.n_expert:
-        return False
-    return wants_renormalizing(config) is not renormalizes
+    """Tell whether the graph treats the chosen experts' weights otherwise than the checkpoint asks."""
+    return runs_otherwise(architecture.name, wants_renormalizing(config), config.n_expert, config.n_expert_used)
 
 
 def wants_renormalizing(config: ModelConfig) -> bool:
@@ -87,7 +74,7 @@ def _warnings(architecture: Architecture, config: ModelConfig) -> tuple[str, ...
     if wants_renormalizing(config):
         return (
             f"llama.cpp's {architecture.name} graph does not renormalize the weights of the chosen experts, which "
-            f"config.json asks for (norm_topk_prob): {chosen} by tens of percent from transformers'; {same}",
+            f"config.json asks for (norm_topk_prob): {chosen} from transformers', often by tens of percent; {same}",
         )
     return (
         f"llama.cpp's {architecture.name} graph renormalizes the weights of the chosen experts, which config.json does "

@@ -1,7 +1,10 @@
-"""Batches of tokens in, named tensors of llama.cpp's graph out while it computes: what routers see and choose."""
+"""Batches of tokens in, named tensors of llama.cpp's graph out while it computes: what routers see and choose.
+
+A tensor can be replaced before the rest of the graph is computed from it.
+"""
 
 import ctypes
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +23,7 @@ DTYPES = {
     GGMLQuantizationType.F16: np.dtype(np.float16),
     GGMLQuantizationType.I32: np.dtype(np.int32),
 }
+OnTensor = Callable[[str, np.ndarray], np.ndarray | None]
 
 
 class TensorHead(ctypes.Structure):
@@ -36,8 +40,11 @@ class TensorHead(ctypes.Structure):
 class Tap:
     """A `cb_eval` callback that hands wanted tensors to a function; give `callback` to an Engine."""
 
-    def __init__(self, wanted: Callable[[str], bool], on_tensor: Callable[[str, np.ndarray], None]) -> None:
-        """Listen for tensors whose names `wanted` accepts, such as "ffn_moe_topk-3"; names are asked once each."""
+    def __init__(self, wanted: Callable[[str], bool], on_tensor: OnTensor) -> None:
+        """Listen for tensors whose names `wanted` accepts, such as "ffn_moe_topk-3"; names are asked once each.
+
+        What `on_tensor` returns, unless None, takes the tensor's place.
+        """
         self._wanted = cache(wanted)
         self._on_tensor = on_tensor
         self._error: BaseException | None = None
@@ -58,7 +65,9 @@ class Tap:
             if not self._wanted(name):
                 return not asks
             if not asks:
-                self._on_tensor(name, read_tensor(tensor, self.n_tokens))
+                changed = self._on_tensor(name, read_tensor(tensor, self.n_tokens))
+                if changed is not None:
+                    write_tensor(tensor, changed)
         except BaseException as error:
             self._error = error
             return False
@@ -70,7 +79,7 @@ def collect(
     options: LoadOptions,
     token_batches: Iterable[Sequence[int]],
     wanted: Callable[[str], bool],
-    on_tensor: Callable[[str, np.ndarray], None],
+    on_tensor: OnTensor,
 ) -> None:
     """Decode each batch of tokens with an empty context and hand over the wanted tensors of every computed graph.
 
@@ -79,6 +88,21 @@ def collect(
     [tokens, n_embd]. Every token is an output, so that the last layers are computed for all of them. Raises
     what `on_tensor` raises.
     """
+    for _ in tapped_logits(model, options, token_batches, wanted, on_tensor):
+        pass
+
+
+def tapped_logits(
+    model: Model,
+    options: LoadOptions,
+    token_batches: Iterable[Sequence[int]],
+    wanted: Callable[[str], bool],
+    on_tensor: OnTensor,
+) -> Iterator[np.ndarray]:
+    """Do the work of `collect` while being iterated: yield each graph's logits [tokens, n_vocab].
+
+    The next graph overwrites them.
+    """
     tap = Tap(wanted, on_tensor)
     with Engine(model, options, tap.callback) as engine:
         for tokens in token_batches:
@@ -86,8 +110,9 @@ def collect(
             for start in range(0, len(tokens), engine.n_ubatch):
                 block = tokens[start : start + engine.n_ubatch]
                 tap.n_tokens = len(block)
-                engine.decode_all(0, block)
+                logits = engine.decode_all(0, block)
                 tap.raise_error()
+                yield logits
 
 
 def capture(
@@ -117,11 +142,26 @@ def read_tensor(tensor: int, n_tokens: int) -> np.ndarray:
     return array if len(array) == n_tokens else array[None]
 
 
+def write_tensor(tensor: int, array: np.ndarray) -> None:
+    """Put an array, as large as the tensor, in its place on its device. Views with gaps between rows are refused."""
+    head = TensorHead.from_address(tensor)
+    dtype = DTYPES[GGMLQuantizationType(head.type)]
+    data = np.ascontiguousarray(array, dtype)
+    strides = [dtype.itemsize * int(np.prod(head.ne[:axis])) for axis in range(4)]
+    if data.size != np.prod(head.ne) or list(head.nb) != strides:
+        raise EngineError("a tensor with gaps, or one of another size, cannot be replaced")
+    functions().ggml_backend_tensor_set(tensor, data.ctypes.data, 0, data.nbytes)
+
+
 @cache
 def functions() -> SimpleNamespace:
     """Return the functions of libggml-base used here, with their signatures."""
     base = ggml("ggml-base")
     base.ggml_get_name.restype, base.ggml_get_name.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
-    base.ggml_backend_tensor_get.restype = None
-    base.ggml_backend_tensor_get.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
-    return SimpleNamespace(ggml_get_name=base.ggml_get_name, ggml_backend_tensor_get=base.ggml_backend_tensor_get)
+    for move in (base.ggml_backend_tensor_get, base.ggml_backend_tensor_set):
+        move.restype, move.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+    return SimpleNamespace(
+        ggml_get_name=base.ggml_get_name,
+        ggml_backend_tensor_get=base.ggml_backend_tensor_get,
+        ggml_backend_tensor_set=base.ggml_backend_tensor_set,
+    )
