@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from moe_gguf.formats.errors import EngineError
 from moe_gguf.runner.engine import Engine
 from moe_gguf.runner.losses import all_logits
 from moe_gguf.runner.model import Model, tokenize
@@ -61,3 +62,21 @@ def test_what_the_listener_raises_comes_out(tiny: Model) -> None:
 
     with pytest.raises(ValueError, match="ffn_norm-1"):
         collect(tiny, ONE_THREAD, [[1, 2, 3]], lambda name: name == "ffn_norm-1", fail)
+
+
+def test_what_the_listener_returns_takes_the_tensors_place(tiny: Model) -> None:
+    seen: dict[str, np.ndarray] = {}
+
+    def erase(name: str, array: np.ndarray) -> np.ndarray | None:
+        seen[name] = array
+        return np.zeros_like(array) if name == "ffn_norm-1" else None
+
+    collect(tiny, ONE_THREAD, [tokenize(tiny, TEXT)[:9]], lambda name: name in ("ffn_norm-1", "ffn_moe_out-1"), erase)
+    assert np.abs(seen["ffn_norm-1"]).max() > 0
+    assert (seen["ffn_moe_out-1"] == 0).all()
+
+
+@pytest.mark.parametrize(("name", "width"), [("ffn_norm-0", 3), ("ffn_moe_topk-0", 2)])
+def test_a_tensor_with_gaps_or_of_another_size_is_not_replaced(tiny: Model, name: str, width: int) -> None:
+    with pytest.raises(EngineError, match="cannot be replaced"):
+        collect(tiny, ONE_THREAD, [[1, 2, 3, 4]], name.__eq__, lambda _, array: array[:, :width].copy())
