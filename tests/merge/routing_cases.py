@@ -29,14 +29,17 @@ def _used(n_expert_used: int, **others: Any) -> tuple[tuple[str, Any], ...]:
 
 SHARED = CASES["deepseek-shared"]
 TIED = Case(Dense(tied=True, rope=tuple(LLAMA3_ROPE.items())), architecture="deepseek", shared=True)
+LINEAR = Case(Dense(rope=(("rope_type", "linear"), ("factor", 2.0))), architecture="deepseek", shared=True)
 # What llama.cpp computes right.
 SAME = {
+    "qwen2, 2 of 3, not renormalized": Routing(CASES["qwen2"], _used(2, norm_topk_prob=False), "qwen2moe"),
     "qwen2, 3 of 3": Routing(CASES["qwen2"], _used(3), "qwen2moe"),
     "qwen2-llama, 3 of 3": Routing(CASES["qwen2-llama"], _used(3), "qwen2moe"),
     "deepseek, 2 of 3": Routing(CASES["deepseek"], _used(2), "llama"),
     "deepseek-shared, 2 of 3": Routing(SHARED, _used(2), "granitemoe"),
     "deepseek-shared, 1 of 3": Routing(SHARED, _used(1), "deepseek"),
     "deepseek-shared, 2 of 3, not renormalized": Routing(SHARED, _used(2, norm_topk_prob=False), "deepseek"),
+    "deepseek-shared, 1 of 3, linear rope": Routing(LINEAR, _used(1), "deepseek"),
     "deepseek-shared, tied, llama3 rope": Routing(TIED, _used(2), "granitemoe"),
 }
 # What it does not: the routing has to be changed while it computes.
