@@ -12,6 +12,7 @@ import pytest
 from moe_gguf.formats.gguf_file import read_gguf
 from moe_gguf.quantize.file_types import parse_file_type
 from moe_gguf.quantize.oracle import quantize_file
+from safetensors.numpy import load_file, save_file
 
 from ..command import convert, moe_gguf
 from ..merge.cases import Case, write_case
@@ -75,6 +76,22 @@ def test_a_deepseek_that_does_not_renormalize_stays_one(overrides: dict[str, Any
     assert metadata["general.architecture"] == "deepseek"
     assert metadata["deepseek.rope.scaling.type"] == "none"
     assert "deepseek.expert_weights_norm" not in metadata
+
+
+def test_a_trained_deepseek_with_a_dense_layer_stays_one(tmp_path: Path) -> None:
+    dense = Case(Dense(dtype="F32"), architecture="deepseek", shared=True)
+    source = checkpoint(tmp_path, dense, norm_topk_prob=False, first_k_dense_replace=1)
+    tensors = load_file(source / "model.safetensors")
+    for name in [name for name in tensors if name.startswith("model.layers.0.mlp.")]:
+        array = tensors.pop(name)
+        if ".shared_experts." in name:
+            tensors[name.replace(".shared_experts", "")] = array
+    save_file(tensors, source / "model.safetensors")
+    outcome = moe_gguf("convert", source, "-o", tmp_path / "out.gguf", "-q")
+    assert (outcome.status, outcome.stderr) == (0, "")
+    file = read_gguf(tmp_path / "out.gguf")
+    assert (file.architecture, file.metadata["deepseek.leading_dense_block_count"]) == ("deepseek", 1)
+    assert "blk.0.ffn_gate.weight" in file.tensors and "blk.1.ffn_gate_shexp.weight" in file.tensors
 
 
 def test_a_deepseek_keeps_its_rope_scaling(tmp_path: Path) -> None:
