@@ -66,8 +66,8 @@ def describe_graph_difference(path: Path) -> str | None:
     does = f"without renormalizing the weights of {chosen}" if asked else f"renormalizing the weights of {chosen}"
     return (
         f"llama.cpp runs this file {does}, other than the checkpoint asks: on a probe text logits differ by "
-        f"{difference.rms:.1%} (KL divergence {difference.kl:.2g} nats a token, {difference.same_top:.0%} same first "
-        "choice)"
+        f"{100 * difference.rms:.1f} % (KL divergence {difference.kl:.2g} nats a token, "
+        f"{100 * difference.same_top:.0f} % same first choice)"
     )
 
 

@@ -33,7 +33,7 @@ OPTIONS = LoadOptions(
     n_ctx=64, n_ubatch=64, flash_attn="off", cache_type_k="f32", cache_type_v="f32", n_threads=1, n_gpu_layers=0
 )
 TOLERANCE = 5e-5
-SAID = re.compile(r"differ by ([\d.]+)% \(KL divergence ([\d.e-]+) nats a token, (\d+)% same first choice\)")
+SAID = re.compile(r"differ by ([\d.]+) % \(KL divergence ([\d.e-]+) nats a token, (\d+) % same first choice\)")
 
 
 def merged(folder: Path, routing: Routing) -> Checkpoint:
