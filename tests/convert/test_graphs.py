@@ -20,7 +20,7 @@ from ..merge.tiny_models import LLAMA3_ROPE, Dense
 
 WIDE = Dense(n_embd=256, n_ff=512, tied=True, rope=tuple(LLAMA3_ROPE.items()))
 TYPES = ("Q2_K", "Q4_K_M", "Q6_K", "IQ4_XS", "Q8_0")
-MEASURED = re.compile(r"warning: \S+: llama\.cpp runs this file without renormalizing .* logits differ by [\d.]+ % .*\n")
+MEASURED = re.compile(r"warning: \S+: llama\.cpp runs this file without renormalizing .* differ by [\d.]+ % .*\n")
 
 
 def recipe(folder: Path, case: Case) -> Path:
