@@ -11,6 +11,7 @@ import click
 from ..formats.llamacpp import listening
 from .loading import load_model
 from .terminal import level
+from .writing import count
 
 if TYPE_CHECKING:
     from ..runner.engine import Engine
@@ -63,7 +64,8 @@ def speed_line(speed: "Speed") -> str:
     new = speed.n_prompt - speed.n_reused
     reused = f" ({speed.n_reused} reused)" if speed.n_reused else ""
     return (
-        f"[{speed.n_generated} tokens, {speed.generated_per_second:.1f} tokens/s; prompt {new} tokens{reused}, "
+        f"[{count(speed.n_generated, 'token')}, {speed.generated_per_second:.1f} tokens/s; "
+        f"prompt {count(new, 'token')}{reused}, "
         f"{speed.prompt_per_second:.1f} tokens/s]"
     )
 

@@ -14,6 +14,8 @@ from .loading import loading_options
 from .models import MODEL, resolve_gguf
 from .sampling_options import build_sampling, sampling_options, unescape
 from .terminal import say, verbosity, warn
+from .text_files import plain_text
+from .writing import count
 
 if TYPE_CHECKING:
     from ..runner.generation import Piece
@@ -111,7 +113,7 @@ def piped_reader() -> Callable[[bool], str]:
         line = sys.stdin.readline()
         if not line:
             raise EOFError
-        return line.rstrip("\r\n")
+        return plain_text(line).rstrip("\r\n")
 
     return read
 
@@ -193,7 +195,7 @@ def store(session: "Session", word: str, name: str) -> None:
             return
     else:
         session.replace_by(load(path))
-    say(f"({len(session.messages)} messages {'saved to' if word == '/save' else 'loaded from'} {path})")
+    say(f"({count(len(session.messages), 'message')} {'saved to' if word == '/save' else 'loaded from'} {path})")
 
 
 def show_answer(session: "Session", pieces: Iterator["Piece"]) -> None:
@@ -205,7 +207,9 @@ def show_answer(session: "Session", pieces: Iterator["Piece"]) -> None:
         finish = stream_answer(pieces)
     engine.resume()
     if session.dropped:
-        say(f"(the {session.dropped} oldest messages no longer fit into the context and were dropped)")
+        one = "the oldest message no longer fits into the context and was dropped"
+        more = f"the {session.dropped} oldest messages no longer fit into the context and were dropped"
+        say(f"({one if session.dropped == 1 else more})")
     if finish == "context":
         say(f"(the context of {engine.n_ctx} tokens is full; the answer is cut)")
     if finish == "cancelled":

@@ -1,7 +1,6 @@
 """`moe-gguf generate`: completes a prompt, or answers it through the model's chat template."""
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +10,7 @@ from .loading import loading_options
 from .models import MODEL, resolve_gguf
 from .sampling_options import build_sampling, sampling_options, unescape
 from .terminal import emit_json, say, verbosity, warn
+from .text_files import plain_text, read_text_file
 
 if TYPE_CHECKING:
     from ..runner.engine import Engine
@@ -94,10 +94,10 @@ def read_prompt(prompt: str | None, prompt_file: str | None, escape: bool) -> st
     if prompt is not None:
         return unescape(prompt) if escape else prompt
     if prompt_file is not None:
-        return Path(prompt_file).read_text("utf-8", "replace").removesuffix("\n")
+        return read_text_file(prompt_file).removesuffix("\n")
     if sys.stdin.isatty():
         raise click.UsageError("no prompt: give -p/--prompt, -f/--file, or pipe one in")
-    return sys.stdin.read().removesuffix("\n")
+    return plain_text(sys.stdin.read()).removesuffix("\n")
 
 
 def prompt_tokens(engine: "Engine", text: str, conversation: bool, system: str | None) -> list[int]:

@@ -244,7 +244,7 @@ def read_shares(text: str) -> tuple[float, ...]:
         shares = tuple(float(word) for word in split_list(text.replace("/", ",")))
     except ValueError:
         shares = (-1.0,)
-    if any(share < 0 for share in shares) or (shares and not sum(shares)):
+    if not all(0 <= share < float("inf") for share in shares) or (shares and not sum(shares)):
         raise EngineError(f"-ts {text!r}: write the share of each device, such as 3,1")
     return shares
 

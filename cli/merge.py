@@ -1,18 +1,23 @@
 """`moe-gguf merge`: a recipe becomes a checkpoint folder that transformers reads, after the doctor has seen it."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .models import MODEL
 from .terminal import verbosity
-from .writing import gate_options
+from .writing import count, gate_options, stoppable
+
+if TYPE_CHECKING:
+    from ..merge.open import Models
+    from ..merge.recipe import Recipe
 
 
 @click.command()
 @click.argument("recipe", type=MODEL, required=False)
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.")
+@click.option("-o", "--output", type=click.Path(), metavar="DIR", help="Folder to write.")
 @click.option("--layout", type=click.Choice(["classic", "fused"]), default="classic", show_default=True)
 @click.option(
     "--max-shard-size", metavar="N(M|G)", default="5G", show_default=True, help="Write shards of at most this size."
@@ -33,7 +38,7 @@ def command(recipe: str | None, **options: Any) -> None:
 
 def merge(
     source: str | None,
-    output: Path | None,
+    output: str | None,
     layout: str,
     max_shard_size: str,
     check: bool,
@@ -42,40 +47,72 @@ def merge(
     gate_base: str,
     as_json: bool,
 ) -> None:
-    """Examine, compute the gates, write, report."""
-    from ..merge.gates import condition_numbers, zero_gates
+    """Open, refuse what cannot be written, examine, compute the gates, write, report."""
+    from ..merge.gates import zero_gates
     from ..merge.models import open_models
     from ..merge.open import open_recipe, sizes_of
-    from ..merge.write import check_target, total_bytes, write_merge
-    from .gates import recipe_gates
+    from ..merge.write import check_target, total_bytes
     from .models import resolve_source
     from .plans import parse_size
-    from .recipes import examine_recipe, recipe_of
-    from .terminal import emit_json, progress, say
+    from .recipes import check_gates_file, examine_recipe, recipe_of
+    from .terminal import emit_json, say
 
-    recipe = recipe_of(resolve_source(source))
-    max_shard = parse_size(max_shard_size)
-    models = open_models(recipe)
-    findings = examine_recipe(recipe, models)
-    if check:
-        if as_json:
-            emit_json({"recipe": recipe.name, "findings": [finding.text for finding in findings]})
-        else:
-            say(f"{recipe.name}: {len(findings) or 'no'} warning{'' if len(findings) == 1 else 's'}")
-        return
-    if output is None:
+    if output == "" or (output is None and not check):
         raise click.UsageError("name the folder to write with -o DIR, or use --check")
-    sizes = sizes_of(recipe, models)
-    placeholder = open_recipe(recipe, zero_gates(recipe, sizes.n_layer, sizes.n_embd), layout=layout, models=models)
-    n_bytes = total_bytes(placeholder.source.tensors.values())
-    check_target(output, placeholder, n_bytes, force)
-    routers = recipe_gates(recipe, models, gates, gate_base)
-    merged = open_recipe(recipe, routers, layout=layout, models=models)
-    with progress(n_bytes, "merge") as bar:
-        write_merge(recipe, merged, output, max_shard=max_shard, force=force, advance=bar.update)
-    numbers = [round(float(number), 2) for number in condition_numbers(routers)]
-    if as_json:
-        report = {"output": str(output), "bytes": n_bytes, "condition_numbers": numbers}
-        emit_json(report | {"tensors": len(merged.source.tensors), "layout": layout})
+    max_shard = parse_size(max_shard_size)
+    with stoppable():
+        recipe = recipe_of(resolve_source(source))
+        models = open_models(recipe)
+        sizes = sizes_of(recipe, models)
+        empty = open_recipe(recipe, zero_gates(recipe, sizes.n_layer, sizes.n_embd), layout=layout, models=models)
+        if output is not None and not check:
+            check_target(Path(output), empty, total_bytes(empty.source.tensors.values()), force)
+            check_gates_file(gates)
+        findings = examine_recipe(recipe, models)
+    if not check and output is not None:
+        report = _write(Merge(recipe, models, layout, Path(output), max_shard, force, gates, gate_base))
+        line = "{output}: {tensors}, {bytes:,} bytes ({layout} layout)"
+        named = report | {"tensors": count(report["tensors"], "tensor")}
+        emit_json(report) if as_json else click.echo(line.format(**named))
+    elif as_json:
+        emit_json({"recipe": recipe.name, "findings": [finding.text for finding in findings]})
     else:
-        click.echo(f"{output}: {len(merged.source.tensors)} tensors, {n_bytes:,} bytes ({layout} layout)")
+        say(f"{recipe.name}: {count(len(findings), 'warning') if findings else 'no warnings'}")
+
+
+@dataclass(frozen=True)
+class Merge:
+    """An examined recipe, and how and where it is to be written."""
+
+    recipe: "Recipe"
+    models: "Models"
+    layout: str
+    output: Path
+    max_shard: int
+    force: bool
+    gates: Path | None
+    gate_base: str
+
+
+def _write(merge: Merge) -> dict[str, Any]:
+    """Compute the gates, write the checkpoint, and return what `--json` prints."""
+    from ..merge.gates import condition_numbers
+    from ..merge.open import open_recipe
+    from ..merge.write import total_bytes, write_merge
+    from .gates import recipe_gates
+    from .terminal import progress
+
+    with stoppable():
+        routers = recipe_gates(merge.recipe, merge.models, merge.gates, merge.gate_base)
+        merged = open_recipe(merge.recipe, routers, layout=merge.layout, models=merge.models)
+        n_bytes = total_bytes(merged.source.tensors.values())
+        with progress(n_bytes, "merge") as bar:
+            settings = {"max_shard": merge.max_shard, "force": merge.force}
+            write_merge(merge.recipe, merged, merge.output, **settings, advance=bar.update)
+    return {
+        "output": str(merge.output),
+        "bytes": n_bytes,
+        "condition_numbers": [round(float(number), 2) for number in condition_numbers(routers)],
+        "tensors": len(merged.source.tensors),
+        "layout": merge.layout,
+    }

@@ -168,7 +168,7 @@ def kind_of_path(path: Path) -> SourceKind:
     if path.is_dir():
         if (path / "config.json").is_file():
             return SourceKind.CHECKPOINT
-        raise CheckpointError(f"{path}: no config.json in this folder; give a checkpoint folder, or a .gguf file")
+        raise CheckpointError(f"{path}: {what_lacks(path)}")
     with open(path, "rb") as file:
         magic = file.read(4)
     if magic == b"GGUF" or path.suffix.lower() == ".gguf":
@@ -178,6 +178,19 @@ def kind_of_path(path: Path) -> SourceKind:
     raise GgufError(
         f"{path}: not a model; give a checkpoint folder, a .gguf file, a recipe (.yml), or a catalogue name"
     )
+
+
+def what_lacks(folder: Path) -> str | None:
+    """Return what a folder lacks to be a checkpoint, and what to do; None when it looks like one."""
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            return "no config.json, only a LoRA adapter's; name it in a recipe, as an expert's model+adapter"
+        if ggufs := sorted(path.name for path in folder.glob("*.gguf")):
+            return f"no config.json in this folder, but {ggufs[0]}; name the file"
+        return "no config.json in this folder; give a checkpoint folder, or a .gguf file"
+    if not any(folder.glob("*.safetensors")):
+        return "no weights (*.safetensors) beside its config.json; download or copy them"
+    return None
 
 
 def resolve_gguf(argument: str | None) -> Path:
@@ -191,6 +204,8 @@ def resolve_gguf(argument: str | None) -> Path:
             found = best_gguf(path, TO_RUN)
             if found:
                 return found
+            if lacks := what_lacks(path):
+                raise GgufError(f"{path}: no GGUF file in this folder, and {lacks}")
             raise GgufError(
                 f"{path}: no GGUF file in this folder; make one with: moe-gguf quantize {path} --type Q4_K_M"
             )

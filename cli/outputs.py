@@ -16,6 +16,7 @@ from ..formats.gguf_fields import Field
 from ..formats.gguf_layout import TensorEntry
 from ..formats.partial import Output
 from .terminal import format_bytes
+from .writing import count
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Place:
         """
         if outfile is None:
             return cls(None, default, create=True)
+        if not outfile:
+            raise PlanError("-o '' names neither a file nor a folder; leave it out for this folder, or write -o .")
         path = Path(outfile)
         if path.is_dir() or outfile.endswith(("/", os.sep)):
             return cls(None, path, create=True)
@@ -91,7 +94,7 @@ def print_output(report: dict[str, Any], entries: Sequence[TensorEntry], seconds
     """Print one output on stdout: where it is, how large, and what it is made of."""
     took = f", {seconds:.1f} s" if seconds is not None else ""
     click.echo(f"{report['path']}: {format_bytes(report['bytes'])}, {report['bpw']:.2f} bits per weight{took}")
-    click.echo(f"  {len(entries)} tensors: {types_line(entries)}")
+    click.echo(f"  {count(len(entries), 'tensor')}: {types_line(entries)}")
 
 
 def print_tensors(entries: Sequence[TensorEntry]) -> None:

@@ -9,7 +9,7 @@ import click
 
 from .models import MODEL
 from .terminal import verbosity
-from .writing import writing_options
+from .writing import count, early_check, stoppable, writing_options
 
 READ_ONLY = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -57,18 +57,21 @@ def quantize(source: str | None, options: Mapping[str, Any]) -> None:
     from .terminal import progress, say, warn
     from .variants import Job, report_of, show, warm_up
 
-    job = Job.of(source, options)
-    for warning in job.warnings:
-        warn(warning)
-    if options["dry_run"]:
-        show(report_of(job), job, options)
-        return
-    warm_up(job)
+    with stoppable():
+        job = Job.of(source, options)
+        for warning in job.warnings:
+            warn(warning)
+        if options["dry_run"]:
+            show(report_of(job), job, options)
+            return
+        if options["verify"]:
+            early_check()
+        warm_up(job)
+        job.place.prepare()
     encoder = Encoder(job.importance, measure=options["measure"])
-    say(f"{job.name}: {len(job.plan.tensors)} tensors to {', '.join(str(output.path) for output in job.outputs)}")
-    job.place.prepare()
+    targets = ", ".join(str(output.path) for output in job.outputs)
     started = time.monotonic()
-    with progress(sum(tensor.n_weights for tensor in job.plan.tensors), "quantize", " weights") as bar:
+    with stoppable(), progress(sum(tensor.n_weights for tensor in job.plan.tensors), "quantize", " weights") as bar:
         written = write(
             job.plan,
             job.outputs,
@@ -80,6 +83,7 @@ def quantize(source: str | None, options: Mapping[str, Any]) -> None:
             check=lambda output, paths: check_finished(
                 output, paths, job.tokenizer, load=options["verify"], forgiving=options["allow_nonfinite"]
             ),
+            begin=lambda: say(f"{job.name}: {count(len(job.plan.tensors), 'tensor')} to {targets}"),
         )
     if any(one.resumed_at for one in written):
         say("went on where an interrupted run stopped")

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..formats.checkpoint import Checkpoint, open_checkpoint
-from ..formats.errors import RecipeError
+from ..formats.errors import OutputError, RecipeError
 from .models import ModelSource, SourceKind
 from .terminal import progress, warn
 
@@ -37,6 +38,8 @@ def open_recipe_source(source: ModelSource, routers: "Routers") -> Checkpoint:
 
     recipe = recipe_of(source)
     models = open_models(recipe)
+    if not routers.zeros:
+        check_gates_file(routers.file)
     examine_recipe(recipe, models)
     if routers.zeros:
         sizes = sizes_of(recipe, models)
@@ -45,6 +48,12 @@ def open_recipe_source(source: ModelSource, routers: "Routers") -> Checkpoint:
         gates = recipe_gates(recipe, models, routers.file, routers.base)
     merged = open_recipe(recipe, gates, models=models)
     return replace(merged, license=source.entry.license if source.entry else None)
+
+
+def check_gates_file(path: Path | None) -> None:
+    """Refuse a --gates file that could not be saved, before its gates are computed. Raises OutputError."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise OutputError(f"{path}: there is no folder {path.parent} for the gates; create it first")
 
 
 def open_hub(source: ModelSource) -> Checkpoint:

@@ -2,13 +2,20 @@
 
 import importlib
 import io
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from ..formats.errors import Interrupted, MoeGgufError
 from .models import CATALOGUE, CATALOGUE_VARIABLE
+
+# What a shell reports of a program that SIGPIPE ended: 128 and the number of the signal.
+SIGPIPE_STATUS = 141
 
 VERBS = {
     "demo": "Build and ask a small mixture of experts, step by step.",
@@ -40,6 +47,16 @@ class Verbs(click.Group):
             return None
         return importlib.import_module(f".{cmd_name}", __package__).command
 
+    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
+        """Parse; who reads `--help` may stop reading it."""
+        with closed_pipe():
+            return super().make_context(*arguments, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb; who reads its output may stop reading it."""
+        with closed_pipe():
+            return super().invoke(ctx)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -62,6 +79,21 @@ class Verbs(click.Group):
         """Complete a verb from the table, so that the tab key imports none of them either."""
         verbs = [CompletionItem(verb, help=text) for verb, text in VERBS.items() if verb.startswith(incomplete)]
         return verbs + click.Command.shell_complete(self, ctx, incomplete)
+
+
+@contextmanager
+def closed_pipe() -> Iterator[None]:
+    """End quietly when the reader of our output went away (`moe-gguf inspect MODEL | head -1`), as SIGPIPE would."""
+    try:
+        yield
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for stream in (sys.stdout, sys.stderr):
+            # What is still buffered is written when the interpreter ends; a stream may have no descriptor.
+            with suppress(OSError, ValueError):
+                os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+        raise click.exceptions.Exit(SIGPIPE_STATUS) from None
 
 
 def print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -96,7 +128,7 @@ def root(ctx: click.Context, catalogue: str | None) -> None:
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """Run the command line; exit with 0, 1 (failed, with one line), 2 (bad usage) or 130 (interrupted)."""
+    """Run the command line; exit with 0, 1 (failed, with one line), 2 (bad usage), 130 or 141."""
     for stream, errors in ((sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace"), (sys.stdin, "replace")):
         # A terminal of another encoding, or a text that is no UTF-8, must not end a report or a chat.
         if isinstance(stream, io.TextIOWrapper):

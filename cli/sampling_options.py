@@ -2,47 +2,50 @@
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from .numbers import Finite
+from .text_files import read_text_file
 
 if TYPE_CHECKING:
     from ..runner.sampling import SamplingOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+SEED = click.IntRange(-1, 2**32 - 1)
 LOGIT_BIAS = re.compile(r"\s*(\d+)\s*([+-])\s*(inf|[0-9.eE+-]+)\s*")
 
 NUMBERS: tuple[tuple[tuple[str, ...], Any, float, str], ...] = (
-    (("--temp", "--temperature"), click.FloatRange(min=0), 0.8, "Temperature; 0 always takes the likeliest token."),
+    (("--temp", "--temperature"), Finite(min=0), 0.8, "Temperature; 0 always takes the likeliest token."),
     (("--top-k",), click.IntRange(min=0), 40, "Choose among the K likeliest tokens; 0 is all."),
-    (("--top-p",), click.FloatRange(0, 1), 0.95, "Choose among the likeliest tokens of this total probability."),
-    (("--min-p",), click.FloatRange(0, 1), 0.05, "Drop tokens less likely than this share of the likeliest."),
-    (("--typical", "--typical-p"), click.FloatRange(0, 1), 1.0, "Locally typical sampling; 1 is off."),
-    (("--top-nsigma", "--top-n-sigma"), float, -1.0, "Keep logits within N standard deviations; -1 is off."),
-    (("--xtc-probability",), click.FloatRange(0, 1), 0.0, "Chance of excluding top choices; 0 is off."),
-    (("--xtc-threshold",), click.FloatRange(0, 1), 0.1, "Likeliness from which a token is a top choice."),
-    (("--dynatemp-range",), click.FloatRange(min=0), 0.0, "Dynamic temperature range; 0 is off."),
-    (("--dynatemp-exp",), click.FloatRange(min=0), 1.0, "Dynamic temperature exponent."),
-    (("--repeat-penalty",), click.FloatRange(min=0, min_open=True), 1.0, "Penalize repeated tokens; 1 is off."),
+    (("--top-p",), Finite(0, 1), 0.95, "Choose among the likeliest tokens of this total probability."),
+    (("--min-p",), Finite(0, 1), 0.05, "Drop tokens less likely than this share of the likeliest."),
+    (("--typical", "--typical-p"), Finite(0, 1), 1.0, "Locally typical sampling; 1 is off."),
+    (("--top-nsigma", "--top-n-sigma"), Finite(), -1.0, "Keep logits within N standard deviations; -1 is off."),
+    (("--xtc-probability",), Finite(0, 1), 0.0, "Chance of excluding top choices; 0 is off."),
+    (("--xtc-threshold",), Finite(0, 1), 0.1, "Likeliness from which a token is a top choice."),
+    (("--dynatemp-range",), Finite(min=0), 0.0, "Dynamic temperature range; 0 is off."),
+    (("--dynatemp-exp",), Finite(min=0), 1.0, "Dynamic temperature exponent."),
+    (("--repeat-penalty",), Finite(min=0, min_open=True), 1.0, "Penalize repeated tokens; 1 is off."),
     (("--repeat-last-n",), click.IntRange(min=0), 64, "Tokens that penalties look back on."),
-    (("--presence-penalty",), float, 0.0, "Penalty for tokens that occurred."),
-    (("--frequency-penalty",), float, 0.0, "Penalty for each time that a token occurred."),
-    (("--dry-multiplier",), click.FloatRange(min=0), 0.0, "DRY penalty on repeated passages; 0 is off."),
-    (("--dry-base",), click.FloatRange(min=0), 1.75, "Base of DRY's growth with length."),
+    (("--presence-penalty",), Finite(), 0.0, "Penalty for tokens that occurred."),
+    (("--frequency-penalty",), Finite(), 0.0, "Penalty for each time that a token occurred."),
+    (("--dry-multiplier",), Finite(min=0), 0.0, "DRY penalty on repeated passages; 0 is off."),
+    (("--dry-base",), Finite(min=0), 1.75, "Base of DRY's growth with length."),
     (("--dry-allowed-length",), click.IntRange(min=0), 2, "Length of a passage that may repeat."),
     (("--dry-penalty-last-n",), click.IntRange(min=0), 64, "Tokens that DRY looks back on."),
     (("--mirostat",), click.IntRange(0, 2), 0, "Mirostat 1 or 2 instead of most of the others; 0 is off."),
-    (("--mirostat-ent",), click.FloatRange(min=0), 5.0, "Mirostat's target entropy (tau)."),
-    (("--mirostat-lr",), click.FloatRange(min=0), 0.1, "Mirostat's learning rate (eta)."),
+    (("--mirostat-ent",), Finite(min=0), 5.0, "Mirostat's target entropy (tau)."),
+    (("--mirostat-lr",), Finite(min=0), 0.1, "Mirostat's learning rate (eta)."),
 )
 
 
 def sampling_options(command: Command) -> Command:
     """Give a command the sampling flags; `build_sampling` reads their values."""
     flags = [
-        click.option("-s", "--seed", type=int, default=-1, help="Seed of the random numbers; -1 draws one."),
+        click.option("-s", "--seed", type=SEED, default=-1, help="Seed of the random numbers; -1 draws one."),
         *(
             click.option(*names, type=kind, default=default, show_default=True, help=text)
             for names, kind, default, text in NUMBERS
@@ -76,7 +79,7 @@ def build_sampling(values: dict[str, Any]) -> "SamplingOptions":
     breakers = values.pop("dry_sequence_breakers")
     seed = values.pop("seed")
     settings: dict[str, Any] = {
-        "seed": None if seed < 0 else seed,
+        "seed": seed,
         "grammar": _grammar(values),
         "logit_bias": tuple(_logit_bias(text) for text in values.pop("logit_bias")),
         "ignore_eos": values.pop("ignore_eos"),
@@ -100,9 +103,9 @@ def _grammar(values: dict[str, Any]) -> str | None:
     if sum(each is not None for each in (grammar, grammar_file, schema, schema_file)) > 1:
         raise click.UsageError("give one of --grammar, --grammar-file, --json-schema and --json-schema-file")
     if grammar_file:
-        grammar = Path(grammar_file).read_text("utf-8", "replace")
+        grammar = read_text_file(grammar_file)
     if schema_file:
-        schema = Path(schema_file).read_text("utf-8", "replace")
+        schema = read_text_file(schema_file)
     if schema is None:
         return grammar or None
     from ..runner.json_grammar import json_schema_grammar

@@ -27,6 +27,7 @@ from .models import SourceKind, resolve_source
 from .outputs import Place, describe_output, print_output, print_tensors
 from .plans import Routers, parse_size, plan_of
 from .terminal import detail, emit_json, progress, say
+from .writing import count
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,9 @@ def show(report: Mapping[str, Any], job: Job, options: Mapping[str, Any]) -> Non
     for described, output in zip(report["outputs"], job.outputs, strict=True):
         print_output(described, output.entries)
         for (wanted, used), names in fallbacks_by_type(described["fallbacks"]).items():
-            click.echo(f"  {len(names)} tensors are {used}: their rows cannot be cut into {wanted}'s blocks")
+            are, their = ("is", "its") if len(names) == 1 else ("are", "their")
+            said = f"{count(len(names), 'tensor')} {are} {used}: {their} rows cannot be cut into {wanted}'s blocks"
+            click.echo(f"  {said}")
             detail("    " + ", ".join(names))
         for role, error in described.get("errors", {}).items():
             click.echo(f"  relative error of {role}: {error:.4f}")

@@ -1,10 +1,13 @@
 """The options of the verbs that write models, said once: convert, quantize and merge share them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from ..formats.errors import Interrupted
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -53,6 +56,27 @@ def writing_options(command: Command) -> Command:
         click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
     )
     return _with(command, options)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Say that nothing was written when Ctrl-C comes before the first byte; later ones are told by who writes."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; no model was written") from None
+
+
+def early_check() -> None:
+    """Load llama.cpp, which is to check what will be written. Raises EngineError before anything is written."""
+    from ..formats.llamacpp import llama
+
+    llama()
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number of things: "1 tensor", "2 tensors"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _with(command: Command, options: tuple[Callable[[Any], Any], ...]) -> Command:

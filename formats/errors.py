@@ -26,7 +26,7 @@ class OutputError(MoeGgufError):
 
 
 class Interrupted(OutputError):
-    """The user stopped a run that can be continued."""
+    """The user stopped a run; the message says what is kept of it."""
 
 
 class ImatrixError(MoeGgufError):

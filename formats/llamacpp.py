@@ -64,6 +64,25 @@ def ggml(name: str) -> ctypes.CDLL:
     raise EngineError(f"this build of llama.cpp has no {name} library in {library_folder()}")
 
 
+def c_text(text: str, what: str) -> bytes:
+    """Return a text as llama.cpp's functions take it, in UTF-8; raises EngineError for one that cannot be that.
+
+    Arguments that are no UTF-8 come as surrogates, and a zero byte would end the text. Paths: use os.fsencode.
+    """
+    try:
+        encoded = text.encode()
+    except UnicodeEncodeError:
+        raise EngineError(f"{what} is not UTF-8 text: {shortened(text)!a}") from None
+    if b"\0" in encoded:
+        raise EngineError(f"{what} holds a zero byte: {shortened(text)!a}")
+    return encoded
+
+
+def shortened(text: str) -> str:
+    """Return the beginning of a text, for messages."""
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 _listeners: list[Callable[[int, str], None]] = []
 
 

@@ -53,12 +53,14 @@ def write(
     allow_nonfinite: bool = False,
     advance: Advance | None = None,
     check: Check | None = None,
+    begin: Callable[[], None] | None = None,
 ) -> list[Written]:
     """Write all outputs of a plan; an interrupted run of the same goes on where it stopped.
 
     `encode(tensor, row, rows, qtype)` makes the bytes of rows that are not only copied or rounded to a float
     type; `advance` is told the weights that are done; `check` reads back the finished files before they get
-    their names. Raises OutputError (exists, is the input, no space, write failed) and CheckpointError (NaN).
+    their names; `begin` is called when nothing stands in the way, before the first byte. Raises OutputError (exists,
+    is the input, no space, write failed), CheckpointError (NaN), and Interrupted when Ctrl-C came after that.
     """
     identity = dict(plan.source.identity())
     check_outputs(outputs, identity)
@@ -69,6 +71,8 @@ def write(
             held.enter_context(only_run(output.path))
         partials = [PartialOutput(output, identity, force) for output in outputs]
         check_space(partials)
+        if begin:
+            begin()
         starts = [len(slabs) if partial.finished else partial.done for partial in partials]
         run = _Run(plan, slabs, partials, encode, allow_nonfinite, advance or (lambda _: None))
         try:
@@ -85,13 +89,9 @@ def _make_files(run: "_Run", n_threads: int, check: Check | None) -> None:
     """Make, check and name the files; what a failure leaves can be gone on with, unless the weights are to blame."""
     partials = run.partials
     try:
-        for partial in partials:
-            partial.begin()
+        _begin(partials)
         run.go(n_threads)
-        for partial in partials:
-            partial.seal(check)
-        for partial in partials:
-            partial.publish()
+        _finish(partials, check)
     except CheckpointError:
         for partial in partials:
             partial.discard()
@@ -101,6 +101,37 @@ def _make_files(run: "_Run", n_threads: int, check: Check | None) -> None:
             partial.close()
     for partial in partials:
         partial.forget()
+
+
+def _begin(partials: Sequence[PartialOutput]) -> None:
+    """Create or open the files."""
+    try:
+        for partial in partials:
+            partial.begin()
+    except KeyboardInterrupt:
+        raise _interrupted(partials) from None
+
+
+def _finish(partials: Sequence[PartialOutput], check: Check | None) -> None:
+    """Check the files and give them their names."""
+    try:
+        for partial in partials:
+            partial.seal(check)
+        for partial in partials:
+            partial.publish()
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted while files are checked; run the same command again to finish them") from None
+
+
+def _interrupted(partials: Sequence[PartialOutput]) -> Interrupted:
+    """Return what to say after Ctrl-C: files that hold no weight yet are removed, the others can be gone on with."""
+    begun = [partial for partial in partials if partial.done or partial.finished]
+    for partial in partials:
+        if partial not in begun:
+            partial.discard()
+    if not begun:
+        return Interrupted("interrupted; nothing was written")
+    return Interrupted("interrupted; run the same command again to go on where it stopped")
 
 
 def _digest(plan: Plan) -> str:
@@ -149,7 +180,7 @@ class _Run:
         except KeyboardInterrupt:
             self._stop(threads)
             self._checkpoint()
-            raise Interrupted("interrupted; run the same command again to go on where it stopped") from None
+            raise _interrupted(self.partials) from None
         finally:
             self._stop(threads)
         if self.failure is not None:

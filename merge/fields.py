@@ -50,7 +50,9 @@ def tables(content: Mapping[str, Any], key: str, where: Where, required: bool = 
     value = content.get(key)
     if value is None and not required:
         return ()
-    if not isinstance(value, Sequence) or isinstance(value, str) or (required and not value):
+    if required and value is not None and not value:
+        raise RecipeError(f"{where.field(key)} names no expert; a mixture is made of at least one")
+    if not isinstance(value, Sequence) or isinstance(value, str):
         raise RecipeError(f"{where.field(key)} must be a list of experts, not {_kind(value)}")
     return tuple(table(entry, where.at(f"{key}[{index}]")) for index, entry in enumerate(value))
 

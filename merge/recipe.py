@@ -240,7 +240,8 @@ def _check_counts(recipe: Recipe, where: Where) -> None:
         raise RecipeError(f"{where.field('experts_per_token')} is {recipe.experts_per_token}; it must be at least 1")
     if len(recipe.experts) < recipe.experts_per_token:
         raise RecipeError(
-            f"{where.prefix}{len(recipe.experts)} experts for {recipe.experts_per_token} experts per token; "
+            f"{where.prefix}{len(recipe.experts)} expert{'' if len(recipe.experts) == 1 else 's'} for "
+            f"{recipe.experts_per_token} experts per token; "
             "add experts or lower experts_per_token"
         )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..formats.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
-from ..formats.errors import OutputError
+from ..formats.errors import Interrupted, OutputError
 from ..formats.safetensors import pack_header, stored_bytes
 from ..formats.source import TensorInfo
 from .card import merge_card
@@ -86,10 +86,16 @@ def write_merge(
         if folder.exists():
             folder.rename(replaced)
         partial.rename(folder)
-        shutil.rmtree(replaced, ignore_errors=True)
-    except BaseException:
+    except BaseException as error:
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(
+                f"{folder.name}: interrupted; the merge was not written, and nothing was replaced"
+            ) from None
         raise
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def total_bytes(tensors: Iterable[TensorInfo]) -> int:
@@ -100,6 +106,8 @@ def total_bytes(tensors: Iterable[TensorInfo]) -> int:
 def check_target(folder: Path, merged: Checkpoint, n_bytes: int, force: bool) -> None:
     """Refuse a folder that is there, that the merge reads from, or that has not the room. Raises OutputError."""
     target = folder.resolve()
+    if target == Path.cwd():
+        raise OutputError(f"{folder}: is the current folder, which a merge cannot replace; name another one")
     for path in merged.source.identity():
         if os.path.isabs(path) and target in Path(path).parents:
             raise OutputError(f"{folder}: holds {Path(path).name}, which the merge reads; write elsewhere")

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from ..formats.errors import EngineError
-from ..formats.llamacpp import llama
+from ..formats.llamacpp import c_text, llama
 from .linked import linked
 
 # enum ggml_backend_dev_type in ggml/include/ggml-backend.h
@@ -86,7 +86,7 @@ def list_devices() -> list[Device]:
 
 def device_handle(name: str) -> int:
     """Return the `ggml_backend_dev_t` of a device by its name; raises EngineError when there is none."""
-    handle = _ggml().ggml_backend_dev_by_name(name.encode())
+    handle = _ggml().ggml_backend_dev_by_name(c_text(name, "the name of a device"))
     if not handle:
         known = ", ".join(device.name for device in list_devices())
         raise EngineError(f"there is no device {name!r}; this build of llama.cpp has {known}")

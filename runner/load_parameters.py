@@ -7,7 +7,7 @@ from gguf.constants import Keys
 
 from ..formats.errors import EngineError
 from ..formats.gguf_file import GgufFile
-from ..formats.llamacpp import ggml, llama
+from ..formats.llamacpp import c_text, ggml, llama
 from .devices import device_handle
 from .load_options import LoadOptions
 from .threads import best_thread_count
@@ -54,7 +54,7 @@ def model_parameters(file: GgufFile, options: LoadOptions) -> tuple[Any, list[An
     if options.tensor_overrides:
         overrides = (TensorOverride * (len(options.tensor_overrides) + 1))()
         for slot, (pattern, name) in zip(overrides, options.tensor_overrides, strict=False):
-            slot.pattern, slot.buffer_type = pattern.encode(), buffer_type(name)
+            slot.pattern, slot.buffer_type = c_text(pattern, "-ot"), buffer_type(name)
         parameters.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
         keep.append(overrides)
     if options.n_expert_used is not None:

@@ -64,7 +64,7 @@ def serve(host: str, port: int, n_threads: int, device_names: Sequence[str] = ()
     address = _bindable_address(host, port)
     handles = [device_handle(name) for name in device_names or served_devices(list_devices())]
     array = (ctypes.c_void_p * len(handles))(*handles)
-    folder = cache_dir.encode() if cache_dir else None
+    folder = os.fsencode(cache_dir) if cache_dir else None
     arguments = (f"{address}:{port}".encode(), folder, n_threads, len(handles), array)
     # in a thread of its own, because Ctrl-C only reaches a main thread that runs Python
     server = threading.Thread(target=start, args=arguments, daemon=True)
@@ -82,6 +82,8 @@ def _bindable_address(host: str, port: int) -> str:
             if sys.platform != "win32":
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((address, port))
+    except UnicodeError as error:
+        raise EngineError(f"the worker cannot listen on {host!r}: no name that a host can have") from error
     except OSError as error:
         raise EngineError(f"the worker cannot listen on {host}:{port}: {error.strerror or error}") from error
     return address
@@ -131,6 +133,8 @@ _held: list[int] = []
 def _resolve(host: str) -> str:
     try:
         return socket.gethostbyname(host)
+    except UnicodeError as error:
+        raise EngineError(f"the worker's host {host!r} is no name that a host can have") from error
     except OSError as error:
         raise EngineError(f"the worker's host {host!r} is unknown: {error.strerror or error}") from error
 

@@ -6,17 +6,18 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import IO, Any
 
 import numpy as np
 
 from ..formats.errors import EngineError
-from ..formats.llamacpp import listening, llama
+from ..formats.llamacpp import c_text, listening, llama
 from .model import Model
 
 DEEPEST_GRAMMAR = 200
 MIROSTAT_M = 100
+DRAWN = 2**32 - 1  # LLAMA_DEFAULT_SEED, or -1: llama.cpp would draw a seed and not tell it
 CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
@@ -24,7 +25,7 @@ CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)
 class SamplingOptions:
     """llama.cpp's sampling parameters, by its names and with its defaults (common/common.h).
 
-    seed None draws one; temp 0 is greedy; top_k 0, top_p 1, min_p 0, typical_p 1, top_n_sigma -1,
+    seed None, -1 or 2**32 - 1 draws one; temp 0 is greedy; top_k 0, top_p 1, min_p 0, typical_p 1, top_n_sigma -1,
     xtc_probability 0, dry_multiplier 0, repeat_penalty 1 and mirostat 0 switch their sampler off.
     `grammar` is GBNF.
     """
@@ -65,7 +66,7 @@ class Sampler:
         self.chain, self.grammar = None, None
         check_options(model, options)
         api = llama()
-        self.seed = secrets.randbits(32) if options.seed is None else options.seed & 0xFFFFFFFF
+        self.seed = secrets.randbelow(DRAWN) if options.seed in (None, -1, DRAWN) else options.seed
         self.grammar = grammar_sampler(model, options.grammar) if options.grammar else None
         settings = api.llama_sampler_chain_default_params()
         self.chain = api.llama_sampler_chain_init(settings)
@@ -160,7 +161,7 @@ def chain_links(model: Model, options: SamplingOptions, seed: int) -> Iterator[A
         options.frequency_penalty,
         options.presence_penalty,
     )
-    breakers = [text.encode() for text in options.dry_sequence_breakers]
+    breakers = [c_text(text, "--dry-sequence-breaker") for text in options.dry_sequence_breakers]
     yield api.llama_sampler_init_dry(
         model.vocab,
         options.dry_multiplier,
@@ -197,15 +198,20 @@ def suppressed_tokens(model: Model) -> list[int]:
 
 def check_options(model: Model, options: SamplingOptions) -> None:
     """Refuse values that mean nothing, and those that make llama.cpp abort."""
-    if not (np.isfinite(options.repeat_penalty) and options.repeat_penalty > 0):
-        raise EngineError(f"a repeat penalty of {options.repeat_penalty} is not possible; 1 switches it off")
-    if not np.isfinite([options.frequency_penalty, options.presence_penalty, options.temp]).all():
-        raise EngineError("temperature and penalties must be finite numbers")
+    numbers = {field.name: getattr(options, field.name) for field in fields(options) if field.type is float}
+    if broken := [name for name, value in numbers.items() if not np.isfinite(value)]:
+        raise EngineError(f"{broken[0]} is {numbers[broken[0]]}; it must be a finite number")
+    if options.seed is not None and not -1 <= options.seed <= DRAWN:
+        raise EngineError(f"the seed {options.seed} does not fit into 32 bits; use 0 to {DRAWN - 1}, or -1 to draw one")
     if options.mirostat not in (0, 1, 2):
         raise EngineError(f"there is no Mirostat {options.mirostat}; use 0 (off), 1 or 2")
+    if options.repeat_penalty <= 0:
+        raise EngineError(f"a repeat penalty of {options.repeat_penalty} is not possible; 1 switches it off")
     if options.mirostat and options.temp <= 0:
         raise EngineError("Mirostat needs a temperature above 0")
-    for token, _ in options.logit_bias:
+    for token, bias in options.logit_bias:
+        if np.isnan(bias) or bias == np.inf:
+            raise EngineError(f"logit bias for token {token}: {bias} is not possible; -inf forbids a token")
         if not 0 <= token < model.n_vocab:
             raise EngineError(f"logit bias for token {token}: the vocabulary has {model.n_vocab} tokens")
 
@@ -218,9 +224,10 @@ def grammar_sampler(model: Model, grammar: str) -> Any:
         deepest = max(deepest, depth)
     if deepest > DEEPEST_GRAMMAR:
         raise EngineError(f"the grammar nests {deepest} deep; {DEEPEST_GRAMMAR} is the most")
+    encoded = c_text(grammar, "the grammar")
     logged: list[str] = []
     with captured_stderr() as printed, listening(lambda _, text: logged.append(text)):
-        sampler = llama().llama_sampler_init_grammar(model.vocab, grammar.encode(), b"root")
+        sampler = llama().llama_sampler_init_grammar(model.vocab, encoded, b"root")
     if not sampler:
         text = printed().partition("error parsing grammar: ")[2] or printed() or "".join(logged)
         raise EngineError(f"the grammar is broken: {' '.join(text.split())[:200]}")

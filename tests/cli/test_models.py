@@ -111,10 +111,25 @@ def test_the_best_file_to_run(folder: Path) -> None:
         resolve_gguf(None)
     with pytest.raises(CatalogueError, match="moe-gguf quantize merge --type Q4_K_M"):
         resolve_gguf("merge")
+    with pytest.raises(
+        GgufError, match=r"weights: no GGUF file in this folder, and no weights \(\*.safetensors\) beside"
+    ):
+        resolve_gguf("weights")
+    (folder / "weights" / "model.safetensors").touch()
     with pytest.raises(GgufError, match="weights: no GGUF file in this folder; make one with: moe-gguf quantize"):
         resolve_gguf("weights")
     with pytest.raises(GgufError, match=r"recipe.yml: not a GGUF file; make one with"):
         resolve_gguf("recipe.yml")
+    (folder / "empty").mkdir()
+    with pytest.raises(
+        GgufError, match=r"empty: no GGUF file in this folder, and no config\.json in this folder; give"
+    ):
+        resolve_gguf("empty")
+    (folder / "empty" / "adapter_config.json").touch()
+    with pytest.raises(GgufError, match="only a LoRA adapter's; name it in a recipe"):
+        resolve_gguf("empty")
+    with pytest.raises(CheckpointError, match="only a LoRA adapter's"):
+        resolve_source("empty")
     for name in ("x-IQ1_S.gguf", "x-BF16.gguf", "x-Q8_0.gguf", "x.q5_k_m.gguf", "x-Q4_K_M.gguf"):
         empty_ggufs(folder / "out", name)
         if name != "x-IQ1_S.gguf":

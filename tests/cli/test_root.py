@@ -116,7 +116,7 @@ def test_bad_usage() -> None:
         (click.ClickException("bad"), 1, "Error: bad\n"),
         (click.exceptions.Exit(3), 3, ""),
         (KeyboardInterrupt(), 130, "moe-gguf: interrupted\n"),
-        (BrokenPipeError(32, "Broken pipe"), 1, ""),
+        (BrokenPipeError(32, "Broken pipe"), 141, ""),
     ],
 )
 def test_status(

@@ -105,7 +105,7 @@ def test_reads_a_table_of_the_catalogue() -> None:
         ("base_modell: a", "unknown key 'base_modell'; did you mean 'base_model'?"),
         ("xyzzy: a", "unknown key 'xyzzy'; known are base_model, experts"),
         ("base_model: a", "experts must be a list of experts, not nothing"),
-        ("{base_model: a, experts: [{source_model: b}]}", "1 experts for 2 experts per token"),
+        ("{base_model: a, experts: [{source_model: b}]}", "1 expert for 2 experts per token"),
         (
             "{base_model: a, experts: [{source_model: b}, {source_model: c}]}",
             r"expert 1 \(b\) has no positive_prompts, which gate_mode hidden needs",

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from moe_gguf.formats.checkpoint import open_checkpoint
-from moe_gguf.formats.errors import OutputError
+from moe_gguf.formats.errors import Interrupted, OutputError
 from moe_gguf.merge.open import open_recipe
 from moe_gguf.merge.recipe import Recipe, read_recipe
 from moe_gguf.merge.write import write_merge
@@ -93,9 +93,37 @@ def test_a_failed_merge_leaves_nothing(tmp_path: Path) -> None:
     def stop(_: int) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match="out: interrupted; the merge was not written, and nothing"):
         write_merge(recipe, merged, tmp_path / "out", advance=stop)
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+
+
+def test_a_merge_that_stops_while_it_is_named_keeps_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small_recipe(tmp_path)
+    merged = open_recipe(recipe)
+    write_merge(recipe, merged, tmp_path / "out")
+    rename = Path.rename
+
+    def stop(path: Path, target: Path) -> Path:
+        if path.name == "out.partial":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", stop)
+    with pytest.raises(Interrupted):
+        write_merge(recipe, merged, tmp_path / "out", force=True)
+    assert open_checkpoint(tmp_path / "out").source.tensors
+    assert not (tmp_path / "out.partial").exists() and not (tmp_path / "out.replaced").exists()
+
+
+def test_the_current_folder_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = small_recipe(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(OutputError, match="is the current folder"):
+        write_merge(recipe, open_recipe(recipe), Path("."))
 
 
 def test_noise_is_seeded_and_of_its_scale(tmp_path: Path) -> None:

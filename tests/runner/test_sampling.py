@@ -146,16 +146,24 @@ def test_a_seed_repeats_itself(engine: Engine, options: SamplingOptions) -> None
 
 def test_a_drawn_seed_is_told(engine: Engine) -> None:
     drawn = Sampler(engine.model, SamplingOptions())
-    assert 0 <= drawn.seed < 2**32
-    assert Sampler(engine.model, SamplingOptions(seed=-1)).seed == 2**32 - 1
+    assert 0 <= drawn.seed < 2**32 - 1
+    for asked in (-1, 2**32 - 1):
+        assert 0 <= Sampler(engine.model, SamplingOptions(seed=asked)).seed < 2**32 - 1
 
 
 @pytest.mark.parametrize(
     ("options", "match"),
     [
         (SamplingOptions(repeat_penalty=0.0), "a repeat penalty of 0.0"),
-        (SamplingOptions(repeat_penalty=float("nan")), "a repeat penalty of nan"),
-        (SamplingOptions(presence_penalty=float("inf")), "must be finite"),
+        (SamplingOptions(repeat_penalty=float("nan")), "repeat_penalty is nan; it must be a finite number"),
+        (SamplingOptions(presence_penalty=float("inf")), "presence_penalty is inf; it must be a finite number"),
+        (SamplingOptions(mirostat=2, mirostat_tau=float("nan")), "mirostat_tau is nan"),
+        (SamplingOptions(seed=2**32), "the seed 4294967296 does not fit"),
+        (SamplingOptions(seed=-2), "the seed -2 does not fit"),
+        (SamplingOptions(logit_bias=((1, float("inf")),)), "-inf forbids a token"),
+        (SamplingOptions(grammar='root ::= "\udcff"'), "the grammar is not UTF-8 text: 'root"),
+        (SamplingOptions(grammar='root ::= "a"\0'), "the grammar holds a zero byte"),
+        (SamplingOptions(dry_sequence_breakers=("a", "\udcff")), "--dry-sequence-breaker is not UTF-8 text"),
         (SamplingOptions(mirostat=3), "no Mirostat 3"),
         (SamplingOptions(mirostat=1, temp=0), "Mirostat needs a temperature"),
         (SamplingOptions(logit_bias=((10**6, 1.0),)), "logit bias for token 1000000"),
