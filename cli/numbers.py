@@ -4,12 +4,11 @@ import math
 from typing import Any
 
 import click
+from click.types import FloatParamType
 
 
-class Finite(click.FloatRange):
-    """A number, within a range if one is given, that is neither infinite nor NaN."""
-
-    name = "float"
+class Finite(FloatParamType):
+    """A number that is neither infinite nor NaN."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the number; NaN and infinity are bad usage."""
@@ -17,3 +16,9 @@ class Finite(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number
+
+
+class FiniteRange(click.FloatRange, Finite):
+    """A number within a range that is neither infinite nor NaN."""
+
+    name = "float"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .numbers import Finite
+from .numbers import Finite, FiniteRange
 from .text_files import read_text_file
 
 if TYPE_CHECKING:
@@ -18,27 +18,27 @@ SEED = click.IntRange(-1, 2**32 - 1)
 LOGIT_BIAS = re.compile(r"\s*(\d+)\s*([+-])\s*(inf|[0-9.eE+-]+)\s*")
 
 NUMBERS: tuple[tuple[tuple[str, ...], Any, float, str], ...] = (
-    (("--temp", "--temperature"), Finite(min=0), 0.8, "Temperature; 0 always takes the likeliest token."),
+    (("--temp", "--temperature"), FiniteRange(min=0), 0.8, "Temperature; 0 always takes the likeliest token."),
     (("--top-k",), click.IntRange(min=0), 40, "Choose among the K likeliest tokens; 0 is all."),
-    (("--top-p",), Finite(0, 1), 0.95, "Choose among the likeliest tokens of this total probability."),
-    (("--min-p",), Finite(0, 1), 0.05, "Drop tokens less likely than this share of the likeliest."),
-    (("--typical", "--typical-p"), Finite(0, 1), 1.0, "Locally typical sampling; 1 is off."),
+    (("--top-p",), FiniteRange(0, 1), 0.95, "Choose among the likeliest tokens of this total probability."),
+    (("--min-p",), FiniteRange(0, 1), 0.05, "Drop tokens less likely than this share of the likeliest."),
+    (("--typical", "--typical-p"), FiniteRange(0, 1), 1.0, "Locally typical sampling; 1 is off."),
     (("--top-nsigma", "--top-n-sigma"), Finite(), -1.0, "Keep logits within N standard deviations; -1 is off."),
-    (("--xtc-probability",), Finite(0, 1), 0.0, "Chance of excluding top choices; 0 is off."),
-    (("--xtc-threshold",), Finite(0, 1), 0.1, "Likeliness from which a token is a top choice."),
-    (("--dynatemp-range",), Finite(min=0), 0.0, "Dynamic temperature range; 0 is off."),
-    (("--dynatemp-exp",), Finite(min=0), 1.0, "Dynamic temperature exponent."),
-    (("--repeat-penalty",), Finite(min=0, min_open=True), 1.0, "Penalize repeated tokens; 1 is off."),
+    (("--xtc-probability",), FiniteRange(0, 1), 0.0, "Chance of excluding top choices; 0 is off."),
+    (("--xtc-threshold",), FiniteRange(0, 1), 0.1, "Likeliness from which a token is a top choice."),
+    (("--dynatemp-range",), FiniteRange(min=0), 0.0, "Dynamic temperature range; 0 is off."),
+    (("--dynatemp-exp",), FiniteRange(min=0), 1.0, "Dynamic temperature exponent."),
+    (("--repeat-penalty",), FiniteRange(min=0, min_open=True), 1.0, "Penalize repeated tokens; 1 is off."),
     (("--repeat-last-n",), click.IntRange(min=0), 64, "Tokens that penalties look back on."),
     (("--presence-penalty",), Finite(), 0.0, "Penalty for tokens that occurred."),
     (("--frequency-penalty",), Finite(), 0.0, "Penalty for each time that a token occurred."),
-    (("--dry-multiplier",), Finite(min=0), 0.0, "DRY penalty on repeated passages; 0 is off."),
-    (("--dry-base",), Finite(min=0), 1.75, "Base of DRY's growth with length."),
+    (("--dry-multiplier",), FiniteRange(min=0), 0.0, "DRY penalty on repeated passages; 0 is off."),
+    (("--dry-base",), FiniteRange(min=0), 1.75, "Base of DRY's growth with length."),
     (("--dry-allowed-length",), click.IntRange(min=0), 2, "Length of a passage that may repeat."),
     (("--dry-penalty-last-n",), click.IntRange(min=0), 64, "Tokens that DRY looks back on."),
     (("--mirostat",), click.IntRange(0, 2), 0, "Mirostat 1 or 2 instead of most of the others; 0 is off."),
-    (("--mirostat-ent",), Finite(min=0), 5.0, "Mirostat's target entropy (tau)."),
-    (("--mirostat-lr",), Finite(min=0), 0.1, "Mirostat's learning rate (eta)."),
+    (("--mirostat-ent",), FiniteRange(min=0), 5.0, "Mirostat's target entropy (tau)."),
+    (("--mirostat-lr",), FiniteRange(min=0), 0.1, "Mirostat's learning rate (eta)."),
 )
 
 
