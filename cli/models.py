@@ -169,6 +169,8 @@ def kind_of_path(path: Path) -> SourceKind:
         if (path / "config.json").is_file():
             return SourceKind.CHECKPOINT
         raise CheckpointError(f"{path}: {what_lacks(path)}")
+    if not path.is_file():
+        raise GgufError(f"{path}: neither a file nor a folder, so it is no model")
     with open(path, "rb") as file:
         magic = file.read(4)
     if magic == b"GGUF" or path.suffix.lower() == ".gguf":

@@ -22,6 +22,8 @@ def command(model: str, gates: Path, output: Path, force: bool, as_json: bool) -
     """
     from ..formats.errors import OutputError
     from ..formats.gguf_file import read_gguf, same_file
+    from ..formats.journal import journal_path
+    from ..formats.partial import may_be_replaced
     from ..merge.gates import load_gates
     from ..merge.regate import regate
     from .models import resolve_gguf
@@ -29,6 +31,12 @@ def command(model: str, gates: Path, output: Path, force: bool, as_json: bool) -
 
     if same_file(gates, output):
         raise OutputError(f"{output}: the output is the file of the routers; choose another name")
+    if output.is_file() and not may_be_replaced(output):
+        raise OutputError(f"{output}: exists and is no GGUF file; choose another name")
+    if journal_path(output).exists():
+        raise OutputError(
+            f"{output}: an unfinished convert or quantize run writes here; finish it, or choose another name"
+        )
     file = read_gguf(resolve_gguf(model))
     routers = load_gates(gates)
     with progress(sum(shard.stat().st_size for shard in file.shards), "regate") as bar:

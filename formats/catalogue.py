@@ -99,7 +99,7 @@ def nearest_first(word: str, known: Iterable[str]) -> str:
 def read_catalogue(file: Path) -> Catalogue:
     """Read and check a catalogue. Raises CatalogueError naming file, line and what to do."""
     try:
-        text = Path(file).read_text(encoding="utf-8")
+        text = Path(file).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise CatalogueError(f"{file}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except OSError as error:

@@ -212,13 +212,13 @@ def check_outputs(outputs: Iterable[Output], inputs: Iterable[str]) -> None:
             seen.add(path.resolve())
             if path.is_dir():
                 raise OutputError(f"{path}: is a folder")
-            if path.is_file() and not _may_be_replaced(path):
+            if path.is_file() and not may_be_replaced(path):
                 raise OutputError(f"{path}: exists and is no GGUF file; choose another name")
             if not path.parent.is_dir():
                 raise OutputError(f"{path.parent}: no such folder; create it first")
 
 
-def _may_be_replaced(path: Path) -> bool:
+def may_be_replaced(path: Path) -> bool:
     """Tell whether a file is called or is GGUF, or is empty: nothing else is overwritten, even with --force."""
     if path.suffix.lower() == ".gguf":
         return True

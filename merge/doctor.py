@@ -69,6 +69,7 @@ def examine(recipe: Recipe, models: Models, compare: CompareTokenizers, watch: W
         *_prompts(recipe),
         *_unused(recipe, models),
         *(finding for model in models.values() for finding in _compare(models[recipe.base_model], model, compare)),
+        *_base_tokenizer(models[recipe.base_model]),
         *_dtypes(recipe, models),
         *_licenses(models),
         *_adapters(models),
@@ -132,6 +133,11 @@ def _prompts(recipe: Recipe) -> Iterator[Finding]:
     for expert in recipe.experts:
         if len(set(expert.positive_prompts)) < len(expert.positive_prompts):
             yield _warning(f"expert {expert.name} has a prompt twice")
+        if not all(prompt.strip() for prompt in (*expert.positive_prompts, *expert.negative_prompts)):
+            yield _warning(f"expert {expert.name} has an empty prompt")
+        for name in expert.positive_texts:
+            if not any(path.is_file() for path in (recipe.folder / name, Path(name))):
+                yield _error(f"expert {expert.name}: text {name}: no such file")
 
 
 def _unused(recipe: Recipe, models: Models) -> Iterator[Finding]:
@@ -210,6 +216,11 @@ def _licenses(models: Models) -> Iterator[Finding]:
     known = {name: said for name, said in licenses.items() if said}
     if len(set(known.values())) > 1:
         yield _warning("licences differ: " + ", ".join(f"{name}: {said}" for name, said in known.items()))
+
+
+def _base_tokenizer(base: DenseModel) -> Iterator[Finding]:
+    if not has_tokenizer(base.checkpoint.folder):
+        yield _warning(f"{base.label}: the base has no tokenizer, so the merge will have none")
 
 
 def _adapters(models: Models) -> Iterator[Finding]:

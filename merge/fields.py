@@ -2,10 +2,13 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..formats.errors import RecipeError
+
+LARGEST = 3.4e38  # what weights are computed in is float32
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ def text(content: Mapping[str, Any], key: str, where: Where, choices: Sequence[s
         return None
     if not isinstance(value, str):
         raise RecipeError(f"{where.field(key)} must be text, not {_kind(value)}")
+    _check_unicode(value, where.field(key))
     if choices and value not in choices:
         near = difflib.get_close_matches(value, choices, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"it must be one of {', '.join(choices)}"
@@ -83,15 +87,25 @@ def strings(content: Mapping[str, Any], key: str, where: Where) -> tuple[str, ..
             raise RecipeError(
                 f"{where.field(key)}: entry {index + 1} is {_kind(entry)} ({entry!r}), not text; quote it"
             )
+        _check_unicode(entry, f"{where.field(key)}: entry {index + 1}")
     return tuple(value)
 
 
+def _check_unicode(value: str, field: str) -> None:
+    """Refuse half characters, which YAML can spell and no tokenizer takes."""
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise RecipeError(f"{field} is not valid Unicode: {value!r}")
+
+
 def number(content: Mapping[str, Any], key: str, where: Where) -> float | None:
-    """Return a finite number or None."""
+    """Return a finite number or None; YAML 1.1 reads 1e-3 as text, which is meant as a number."""
     value = content.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
         raise RecipeError(f"{where.field(key)} must be a number, not {value!r}")
     return float(value)
 

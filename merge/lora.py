@@ -17,6 +17,7 @@ from ..formats.errors import RecipeError
 from ..formats.floats import widen
 from ..formats.safetensors import SafetensorsFile
 from ..formats.source import TensorSource
+from .fields import LARGEST
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -58,6 +59,7 @@ def open_lora(folder: Path, base: TensorSource) -> Lora:
             raise RecipeError(f"{folder}: no {file}; a LoRA adapter as PEFT saves it is needed")
     config = read_json(folder / CONFIG_FILE)
     _check_kind(folder, config)
+    _check_patterns(folder, config)
     source = SafetensorsFile(folder / WEIGHTS_FILE)
     factors: dict[str, Factor] = {}
     ignored: list[str] = []
@@ -120,8 +122,8 @@ def _factor(folder: Path, source: TensorSource, config: Mapping[str, Any], modul
         raise RecipeError(
             f"{folder}: {name}: factors {list(shape_a)} and {list(shape_b)} do not fit the rank {rank} of {CONFIG_FILE}"
         )
-    if not isinstance(alpha, int | float):
-        raise RecipeError(f"{folder / CONFIG_FILE}: no lora_alpha for {name}")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= LARGEST:
+        raise RecipeError(f"{folder / CONFIG_FILE}: lora_alpha of {name} is {alpha!r}, not a number")
     return Factor(a, b, alpha / rank**0.5 if config.get("use_rslora") else alpha / rank)
 
 
@@ -131,6 +133,19 @@ def _for_module(pattern: Mapping[str, Any] | None, module: str, default: Any) ->
         if re.match(rf"(.*\.)?({key})$", module):
             return value
     return default
+
+
+def _check_patterns(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse patterns of modules that are none."""
+    for key in ("rank_pattern", "alpha_pattern"):
+        pattern = config.get(key) or {}
+        if not isinstance(pattern, Mapping):
+            raise RecipeError(f"{folder / CONFIG_FILE}: {key} is {pattern!r}, not an object")
+        for part in pattern:
+            try:
+                re.compile(part)
+            except re.error as error:
+                raise RecipeError(f"{folder / CONFIG_FILE}: {key} has {part!r}, no pattern: {error}") from error
 
 
 def _check_fit(folder: Path, weight: str, factor: Factor, source: TensorSource, base: TensorSource) -> None:

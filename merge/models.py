@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..formats.checkpoint import Checkpoint, open_checkpoint
 from ..formats.errors import RecipeError
+from .dense_config import check_dense_config
 from .lora import Lora, open_lora
 from .recipe import ModelReference, Recipe
 
@@ -50,6 +51,7 @@ def open_models(recipe: Recipe, fetch: Fetch | None = None) -> dict[ModelReferen
         key = folder.resolve()
         if key not in checkpoints:
             checkpoints[key] = open_checkpoint(folder)
+            check_dense_config(checkpoints[key].config, folder / "config.json")
         lora = None
         if reference.lora:
             adapter, repo = locate(reference.lora, reference.lora_revision, recipe, bring)
@@ -63,12 +65,17 @@ def locate(name: str, revision: str | None, recipe: Recipe, fetch: Fetch) -> tup
 
     Raises RecipeError when it is no folder and no hub id.
     """
-    for folder in (recipe.folder / Path(name).expanduser(), Path(name).expanduser()):
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # ~somebody, who has no home here
+        path = Path(name)
+    for folder in (recipe.folder / path, path):
         if folder.is_dir():
             return folder, None
     if HUB_ID.fullmatch(name):
         return fetch(name, revision), name
-    raise RecipeError(f"{recipe.name}: {name}: no such folder, and not a hub id (owner/name)")
+    shown = name if name.isprintable() else repr(name)
+    raise RecipeError(f"{recipe.name}: {shown}: no such folder, and not a hub id (owner/name)")
 
 
 def base_of(recipe: Recipe, models: Mapping[ModelReference, DenseModel]) -> DenseModel:

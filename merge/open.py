@@ -76,7 +76,8 @@ def sizes_of(recipe: Recipe, models: Models) -> Sizes:
         n_layer = models[expert.source_model].checkpoint.config.get("num_hidden_layers")
         if n_layer != found["num_hidden_layers"]:
             raise RecipeError(
-                f"{recipe.name}: expert {expert.name} has {n_layer} layers, the base {found['num_hidden_layers']}"
+                f"{recipe.name}: expert {expert.name} has {n_layer} layer{'' if n_layer == 1 else 's'}, "
+                f"the base {found['num_hidden_layers']}"
             )
     head_dim = config.get("head_dim") or found["hidden_size"] // found["num_attention_heads"]
     return Sizes(*found.values(), head_dim=head_dim)

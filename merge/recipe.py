@@ -97,8 +97,8 @@ def read_recipe(path: Path) -> Recipe:
     import yaml
 
     try:
-        source = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(source)
+        source = path.read_text(encoding="utf-8-sig")
+        content = yaml.load(source, _strict_loader())
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 text (byte {error.start}), so it is no recipe") from error
     except yaml.YAMLError as error:
@@ -108,8 +108,29 @@ def read_recipe(path: Path) -> Recipe:
         raise RecipeError(f"{path}{line}: not valid YAML: {problem}") from error
     except RecursionError as error:
         raise RecipeError(f"{path}: nested too deeply to be a recipe") from error
+    except ValueError as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}") from error
     recipe = _recipe(table(content, Where(str(path), "the recipe")), Where(str(path), ""), path.stem, path.parent)
     return replace(recipe, source=source)
+
+
+def _strict_loader() -> Any:
+    """Return YAML's safe loader, which would take the last of several values for a key without a word."""
+    import yaml
+
+    class StrictLoader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                    if key.value in seen:
+                        raise yaml.constructor.ConstructorError(
+                            None, None, f"{key.value!r} is there twice", key.start_mark
+                        )
+                    seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
+    return StrictLoader
 
 
 def recipe_from_table(name: str, content: Mapping[str, Any], folder: Path, where: str) -> Recipe:
@@ -163,6 +184,9 @@ def _recipe(content: Mapping[str, Any], where: Where, name: str, folder: Path) -
     if dtype is not None and dtype.removeprefix("torch.") not in DTYPES:
         raise RecipeError(f"{where.field('dtype')} is {dtype!r}; it must be one of {', '.join(DTYPES)}")
     used = integer(content, "experts_per_token", where)
+    seed = integer(content, "seed", where) or 0
+    if seed < 0:
+        raise RecipeError(f"{where.field('seed')} is {seed}; it must be at least 0")
     recipe = Recipe(
         name=name,
         folder=folder,
@@ -173,7 +197,7 @@ def _recipe(content: Mapping[str, Any], where: Where, name: str, folder: Path) -
         dtype=dtype.removeprefix("torch.") if dtype else None,
         experts_per_token=2 if used is None else used,
         architecture=text(content, "architecture", where),
-        seed=integer(content, "seed", where) or 0,
+        seed=seed,
     )
     _check_counts(recipe, where)
     _check_prompts(recipe, where)
@@ -226,7 +250,9 @@ def _reference(content: Mapping[str, Any], key: str, where: Where) -> ModelRefer
 
 def _path(value: Any, where: str) -> tuple[str, str | None]:
     if isinstance(value, Mapping) and isinstance(value.get("path"), str) and set(value) <= {"path", "revision"}:
-        return value["path"], value.get("revision")
+        if not isinstance(revision := value.get("revision"), str | None):
+            raise RecipeError(f"{where}: the revision is {revision!r}, not text; quote it")
+        return value["path"], revision
     if not isinstance(value, str) or not value.strip():
         raise RecipeError(f"{where} names no model: a folder or a hub id is needed")
     path, _, revision = value.strip().partition("@")

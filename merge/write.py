@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from ..formats.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
-from ..formats.errors import Interrupted, OutputError
+from ..formats.errors import CheckpointError, Interrupted, OutputError
+from ..formats.floats import first_nonfinite
 from ..formats.safetensors import pack_header, stored_bytes
 from ..formats.source import TensorInfo
 from .card import merge_card
@@ -63,9 +64,9 @@ def write_merge(
     """Write the merged checkpoint to `folder`; `advance` is told the bytes that are done.
 
     Raises OutputError when the folder exists (unless `force`, which replaces a checkpoint), holds one of the merge's
-    own models, or does not fit on the disk.
+    own models, or does not fit on the disk; CheckpointError for NaN and infinity.
     """
-    folder = folder.resolve()
+    folder = Path(os.path.realpath(folder))
     tensors = list(merged.source.tensors.values())
     check_target(folder, merged, total_bytes(tensors), force)
     partial, replaced = _beside(folder)
@@ -105,7 +106,9 @@ def total_bytes(tensors: Iterable[TensorInfo]) -> int:
 
 def check_target(folder: Path, merged: Checkpoint, n_bytes: int, force: bool) -> None:
     """Refuse a folder that is there, that the merge reads from, or that has not the room. Raises OutputError."""
-    target = folder.resolve()
+    target = Path(os.path.realpath(folder))
+    if target.is_symlink():
+        raise OutputError(f"{folder}: is a link that leads nowhere; remove it, or name another folder")
     if target == Path.cwd():
         raise OutputError(f"{folder}: is the current folder, which a merge cannot replace; name another one")
     for path in merged.source.identity():
@@ -127,6 +130,8 @@ def check_target(folder: Path, merged: Checkpoint, n_bytes: int, force: bool) ->
         stray = replaced if replaced.exists() else partial
         raise OutputError(f"{stray}: is in the way and not of an unfinished merge; move it away first")
     nearest = next(parent for parent in (target, *target.parents) if parent.exists())
+    if not nearest.is_dir():
+        raise OutputError(f"{folder}: {nearest} is a file, so nothing can lie in it; name another folder")
     free = shutil.disk_usage(nearest).free
     if n_bytes > free:
         raise OutputError(f"{nearest}: {n_bytes:,} bytes are needed, {free:,} are free; write elsewhere")
@@ -176,10 +181,22 @@ def _write_shard(path: Path, shard: Shard, merged: Checkpoint, advance: Advance)
             rows = max(1, SLAB_BYTES * info.n_rows // stored_bytes(info))
             for start in range(0, info.n_rows, rows):
                 slab = merged.source.read_rows(info.name, start, min(start + rows, info.n_rows))
+                _demand_finite(slab, info, start)
                 file.write(np.ascontiguousarray(slab).data)
                 advance(slab.nbytes)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _demand_finite(slab: np.ndarray, info: TensorInfo, start: int) -> None:
+    """Refuse NaN and infinity, which a broken model or too narrow a dtype brings into the merge."""
+    if (bad := first_nonfinite(slab)) is not None:
+        advice = (
+            "mend that model" if info.dtype != "F16" else "mend that model, or use dtype bfloat16 if F16 is too narrow"
+        )
+        raise CheckpointError(
+            f"NaN or infinity in {info.name} ({info.where}), row {start + bad[0]}, column {bad[1]}; {advice}"
+        )
 
 
 def _index(shards: Sequence[Shard]) -> dict[str, object]:

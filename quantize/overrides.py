@@ -32,6 +32,8 @@ def parse_kv_override(text: str) -> KvOverride:
         raise PlanError(f"metadata override {text!r}: the alignment says where the tensors lie, it cannot change")
     if not (key and equals and colon) or kind not in ("int", "float", "bool", "str"):
         raise PlanError(f"metadata override {text!r} is not KEY=TYPE:VALUE with TYPE int, float, bool or str")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise PlanError(f"metadata override {text!a} is not UTF-8 text")
     if len(key.encode()) > LONGEST_OVERRIDE or len(value.encode()) > LONGEST_OVERRIDE:
         raise PlanError(f"metadata override {text!r}: key and value cannot exceed {LONGEST_OVERRIDE} bytes")
     if kind == "str":

@@ -95,9 +95,16 @@ def _compare_tokens(folder: Path, base: Path) -> Found:
             yield DifferenceKind.CUTTING, _merge_difference(tokens.merges, base_tokens.merges)
         if tokens.kind == SENTENCEPIECE and (count := _other_scores(tokens, base_tokens)):
             yield DifferenceKind.CUTTING, f"{plural(count, 'piece')} of tokenizer.model {_have(count)} other scores"
-    if (tokens.add_space_prefix is False) != (base_tokens.add_space_prefix is False):
+    if _space_differs(tokens, base_tokens):
         yield DifferenceKind.CUTTING, "one of them puts a space before a text, the other does not"
     yield from _special_differences(files, base_files, tokens, base_tokens)
+
+
+def _space_differs(tokens: SourceTokens, base: SourceTokens) -> bool:
+    """Say whether only one of them puts a space before a text: of kind "llama" unless told, byte-level if told."""
+    if BYTE_LEVEL in (tokens.kind, base.kind):
+        return {tokens.add_space_prefix, base.add_space_prefix} == {True, False}
+    return (tokens.add_space_prefix is False) != (base.add_space_prefix is False)
 
 
 def _compare_templates(folder: Path, base: Path) -> Found:

@@ -109,3 +109,20 @@ def test_piped_text_with_a_byte_order_mark(model: Path) -> None:
     import json
 
     assert json.loads(marked)["prompt_tokens"] == json.loads(plain)["prompt_tokens"]
+
+
+def test_a_catalogue_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "models.toml"
+    path.write_bytes(b'\xef\xbb\xbf[models.a]\r\npath = "nowhere"\r\n')
+    refused(moe_gguf("--catalogue", path, "inspect", "a"), "nowhere does not exist")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_named_pipe_is_no_model(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.gguf")
+    refused(moe_gguf("inspect", tmp_path / "a.gguf"), "neither a file nor a folder")
+
+
+@pytest.mark.parametrize("override", ["a\udcff=str:b", "a=str:\udcff"])
+def test_an_override_that_is_no_text(model: Path, override: str) -> None:
+    refused(moe_gguf("quantize", model, "--type", "Q8_0", "--dry-run", "--override-kv", override), "is not UTF-8 text")

@@ -81,7 +81,7 @@ def test_a_model_with_and_without_its_lora_are_two_experts(tmp_path: Path) -> No
         ({"peft_type": "LOHA"}, "of type 'LOHA'; only LORA"),
         ({"use_dora": True}, "uses use_dora, which is not supported"),
         ({"r": 9}, "do not fit the rank 9"),
-        ({"lora_alpha": None}, "no lora_alpha"),
+        ({"lora_alpha": None}, "lora_alpha of .* is None, not a number"),
     ],
 )
 def test_adapters_that_cannot_be_folded_in(tmp_path: Path, adapter: dict, message: str) -> None:
