@@ -54,7 +54,7 @@ def merge(
     from ..merge.write import check_target, total_bytes
     from .models import resolve_source
     from .plans import parse_size
-    from .recipes import check_gates_file, examine_recipe, recipe_of
+    from .recipes import check_gates, examine_recipe, recipe_of
     from .terminal import emit_json, say
 
     if output == "" or (output is None and not check):
@@ -67,7 +67,7 @@ def merge(
         empty = open_recipe(recipe, zero_gates(recipe, sizes.n_layer, sizes.n_embd), layout=layout, models=models)
         if output is not None and not check:
             check_target(Path(output), empty, total_bytes(empty.source.tensors.values()), force)
-            check_gates_file(gates)
+            check_gates(recipe, gates)
         findings = examine_recipe(recipe, models)
     if not check and output is not None:
         report = _write(Merge(recipe, models, layout, Path(output), max_shard, force, gates, gate_base))

@@ -10,6 +10,7 @@ from ..formats.checkpoint import Checkpoint, open_checkpoint
 from ..formats.errors import OutputError, RecipeError
 from .models import ModelSource, SourceKind
 from .terminal import progress, warn
+from .writing import early_check
 
 if TYPE_CHECKING:
     from ..merge.doctor import Finding
@@ -39,7 +40,7 @@ def open_recipe_source(source: ModelSource, routers: "Routers") -> Checkpoint:
     recipe = recipe_of(source)
     models = open_models(recipe)
     if not routers.zeros:
-        check_gates_file(routers.file)
+        check_gates(recipe, routers.file)
     examine_recipe(recipe, models)
     if routers.zeros:
         sizes = sizes_of(recipe, models)
@@ -50,10 +51,17 @@ def open_recipe_source(source: ModelSource, routers: "Routers") -> Checkpoint:
     return replace(merged, license=source.entry.license if source.entry else None)
 
 
-def check_gates_file(path: Path | None) -> None:
-    """Refuse a --gates file that could not be saved, before its gates are computed. Raises OutputError."""
+def check_gates(recipe: "Recipe", path: Path | None) -> None:
+    """Refuse, before gates are computed, a --gates file that could not be saved, and a llama.cpp that does not load.
+
+    Raises OutputError and EngineError.
+    """
+    if path is not None and path.is_file():
+        return
     if path is not None and not path.absolute().parent.is_dir():
         raise OutputError(f"{path}: there is no folder {path.parent} for the gates; create it first")
+    if recipe.gate_mode.startswith("hidden") or recipe.gate_mode == "calibrated":
+        early_check()
 
 
 def open_hub(source: ModelSource) -> Checkpoint:

@@ -68,7 +68,7 @@ def stoppable() -> Iterator[None]:
 
 
 def early_check() -> None:
-    """Load llama.cpp, which is to check what will be written. Raises EngineError before anything is written."""
+    """Load llama.cpp, which will be needed, before anything is written. Raises EngineError."""
     from ..formats.llamacpp import llama
 
     llama()

@@ -52,16 +52,22 @@ def test_quantize_announces_nothing_that_it_refuses(tmp_path: Path) -> None:
 
 def test_a_missing_llama_cpp_is_noticed_before_anything_is_written(tmp_path: Path) -> None:
     model = write_gguf_of(tmp_path, "mixtral-mistral")
-    arguments = ["quantize", str(model), "--type", "Q8_0", "-o", "q.gguf", "--verify"]
-    done = subprocess.run(
-        [sys.executable, "-c", "from moe_gguf.cli import main; main()", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "LLAMA_CPP_LIB_PATH": str(tmp_path / "nowhere")},
-    )
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "check LLAMA_CPP_LIB_PATH" in done.stderr
-    assert not list(tmp_path.glob("q.gguf*"))
+    recipe = str(tmp_path / "models" / "recipe.yml")
+    environment = {"LLAMA_CPP_LIB_PATH": str(tmp_path / "nowhere"), "MOE_GGUF_CACHE": str(tmp_path / "cache")}
+    for arguments in (
+        ["quantize", str(model), "--type", "Q8_0", "-o", "q.gguf", "--verify"],
+        ["quantize", recipe, "--type", "Q8_0", "-o", "q.gguf"],
+        ["merge", recipe, "-o", "out"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", "from moe_gguf.cli import main; main()", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+        )
+        assert done.returncode == 1 and done.stderr.count("\n") == 1 and "check LLAMA_CPP_LIB_PATH" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"merge.gguf", "models"}
 
 
 def test_an_empty_list_of_experts(tmp_path: Path) -> None:
