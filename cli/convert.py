@@ -8,7 +8,7 @@ import click
 
 from .models import MODEL
 from .terminal import verbosity
-from .writing import writing_options
+from .writing import count, early_check, stoppable, writing_options
 
 OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 
@@ -67,7 +67,8 @@ def convert(
     from .plans import Routers, check_finished, parse_size, plan_of
     from .terminal import emit_json, progress, say, warn
 
-    planned = plan_of(resolve_source(source), pre_tokenizer, Routers(gates, gate_base, zeros=dry_run))
+    with stoppable():
+        planned = plan_of(resolve_source(source), pre_tokenizer, Routers(gates, gate_base, zeros=dry_run))
     for warning in planned.plan.warnings:
         warn(warning)
     resolved = resolve_outtype(planned.plan, outtype.lower())
@@ -86,10 +87,11 @@ def convert(
             print_output(report, entries)
             print_tensors(entries)
         return
-    say(f"{planned.name}: {len(entries)} tensors to {path}")
+    if not no_verify:
+        early_check()
     place.prepare()
     started = time.monotonic()
-    with progress(sum(tensor.n_weights for tensor in plan.tensors), "convert", " weights") as bar:
+    with stoppable(), progress(sum(tensor.n_weights for tensor in plan.tensors), "convert", " weights") as bar:
         written = write(
             plan,
             [output],
@@ -98,6 +100,7 @@ def convert(
             force=force,
             allow_nonfinite=allow_nonfinite,
             advance=bar.update,
+            begin=lambda: say(f"{planned.name}: {count(len(entries), 'tensor')} to {path}"),
             check=lambda output, paths: check_finished(
                 output, paths, planned.tokenizer, load=not no_verify, forgiving=allow_nonfinite
             ),
