@@ -1,0 +1,79 @@
+"""A mixture run with other routers than its own, without a copy of it: a function says where each token goes.
+
+A layer's graph computes routing logits from its router's input; what takes their place decides alone.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from ..formats.errors import EngineError
+from .load_options import LoadOptions
+from .losses import negative_log_likelihood
+from .model import Model
+from .tap import tapped_logits
+
+# Tensors of build_moe_ffn in src/llama-graph.cpp, and what all graphs call its input.
+INPUT, LOGITS = "ffn_norm-", "ffn_moe_logits-"
+NEVER = -1e4
+
+# A layer and what enters its router, float32 [n_token, n_embd], to routing logits [n_token, n_expert].
+Route = Callable[[int, np.ndarray], np.ndarray]
+
+
+def by_routers(routers: np.ndarray, factor: float = 1.0) -> Route:
+    """Route as routers [n_layer, n_expert, n_embd] do, their scores multiplied by a factor."""
+    scaled = np.float32(factor) * routers
+    return lambda layer, x: x @ scaled[layer].T
+
+
+def to_expert(expert: int, n_expert: int) -> Route:
+    """Route every token to one expert in every layer; the others' weights are zero."""
+    logits = np.full(n_expert, NEVER, np.float32)
+    logits[expert] = 0
+    return lambda layer, x: np.tile(logits, (len(x), 1))
+
+
+def rerouted(
+    model: Model, options: LoadOptions, windows: Sequence[Sequence[int]], route: Route
+) -> Iterator[tuple[Sequence[int], np.ndarray]]:
+    """Decode windows of tokens, each with an empty context; yield the token after each place and its logits.
+
+    A window's last place has logits and no next token. Logits [n_token, n_vocab] are overwritten by the next ones;
+    a window longer than options.n_ubatch comes in several parts. Raises EngineError when the model has no routers
+    that can be replaced, and what `route` raises.
+    """
+    seen = 0
+    entered: dict[str, np.ndarray] = {}
+
+    def on_tensor(name: str, array: np.ndarray) -> np.ndarray | None:
+        nonlocal seen
+        if name.startswith(INPUT):
+            entered[name.removeprefix(INPUT)] = array
+            return None
+        layer, seen = name.removeprefix(LOGITS), seen + 1
+        return route(int(layer), entered.pop(layer))
+
+    def wanted(name: str) -> bool:
+        return name.startswith((INPUT, LOGITS)) and name.rpartition("-")[2].isdecimal()
+
+    remaining = iter(windows)
+    window, start = next(remaining, ()), 0
+    for logits in tapped_logits(model, options, windows, wanted, on_tensor):
+        if not seen:
+            raise EngineError(f"{model.path}: llama.cpp's graph of this model has no routers ({LOGITS}0)")
+        if start == len(window):
+            window, start = next(remaining), 0
+        start += len(logits)
+        yield window[start - len(logits) + 1 : start + 1], logits
+
+
+def rerouted_losses(model: Model, options: LoadOptions, tokens: Sequence[int], route: Route) -> np.ndarray:
+    """Return the loss of each token as `token_losses` does, in windows of options.n_ctx, routed by `route`."""
+    n_ctx = options.n_ctx or len(tokens)
+    windows = [tokens[start : start + n_ctx] for start in range(0, len(tokens) - 1, n_ctx)]
+    losses = [
+        negative_log_likelihood(logits[: len(following)], np.asarray(following))
+        for following, logits in rerouted(model, options, windows, route)
+    ]
+    return np.concatenate(losses) if losses else np.empty(0)

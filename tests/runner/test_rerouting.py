@@ -1,0 +1,87 @@
+"""A mixture run with other routers, against files that have them and against its own."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from moe_gguf.formats.errors import EngineError
+from moe_gguf.runner.engine import Engine
+from moe_gguf.runner.losses import token_losses
+from moe_gguf.runner.model import Model, tokenize
+from moe_gguf.runner.rerouting import Route, by_routers, rerouted, rerouted_losses, to_expert
+
+from .conftest import ONE_THREAD
+from .tiny_gguf import N_EMBD, N_EXPERT, N_LAYER, tiny_tensors, write_tiny
+
+TEXT = "the cat and the hat in a land that had a thin can and an ant then the chin had a tan"
+ROUTER = "blk.{layer}.ffn_gate_inp.weight"
+OPTIONS = replace(ONE_THREAD, n_ctx=64)
+
+
+def own_routers() -> np.ndarray:
+    """Return the tiny model's routers."""
+    return np.stack([tiny_tensors()[ROUTER.format(layer=layer)] for layer in range(N_LAYER)])
+
+
+def losses_of(path: Path, tokens: list[int]) -> np.ndarray:
+    """Return the losses of a file as it is."""
+    with Model(path, OPTIONS) as model, Engine(model, OPTIONS) as engine:
+        return token_losses(engine, tokens, 64)
+
+
+def test_its_own_routers_change_nothing(tiny: Model, tiny_path: Path) -> None:
+    tokens = tokenize(tiny, TEXT) * 3
+    found = rerouted_losses(tiny, OPTIONS, tokens, by_routers(own_routers()))
+    np.testing.assert_allclose(found, losses_of(tiny_path, tokens), atol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.3])
+def test_other_routers_are_those_of_a_file_that_has_them(tiny: Model, tmp_path: Path, factor: float) -> None:
+    tokens = tokenize(tiny, TEXT) * 3
+    routers = np.random.default_rng(5).standard_normal((N_LAYER, N_EXPERT, N_EMBD)).astype(np.float32)
+    changed = {ROUTER.format(layer=i): np.float32(factor) * router for i, router in enumerate(routers)}
+    other = write_tiny(tmp_path / "other.gguf", lambda _, tensors: tensors.update(changed))
+    found = rerouted_losses(tiny, OPTIONS, tokens, by_routers(routers, factor))
+    np.testing.assert_allclose(found, losses_of(other, tokens), atol=1e-4)
+    assert np.abs(found - losses_of(tiny.path, tokens)).max() > 0.1
+
+
+@pytest.mark.parametrize("expert", range(N_EXPERT))
+def test_one_expert_alone_is_a_mixture_of_copies_of_it(tiny: Model, tmp_path: Path, expert: int) -> None:
+    tokens = tokenize(tiny, TEXT)
+    copies = {
+        name: np.stack([tensor[expert]] * N_EXPERT) for name, tensor in tiny_tensors().items() if "_exps." in name
+    }
+    alone = write_tiny(tmp_path / "alone.gguf", lambda _, tensors: tensors.update(copies))
+    found = rerouted_losses(tiny, OPTIONS, tokens, to_expert(expert, N_EXPERT))
+    np.testing.assert_allclose(found, losses_of(alone, tokens), atol=1e-3)
+
+
+def test_every_place_comes_with_the_token_after_it(tiny: Model) -> None:
+    tokens = tokenize(tiny, TEXT)
+    windows = [tokens[:40], tokens[:1], tokens[5:20]]
+    seen: list[tuple[int, list[int]]] = []
+    for following, logits in rerouted(tiny, replace(OPTIONS, n_ubatch=16), windows, by_routers(own_routers())):
+        seen.append((len(logits), list(following)))
+    assert [length for length, _ in seen] == [16, 16, 8, 1, 15]
+    assert [following for _, following in seen] == [tokens[1:17], tokens[17:33], tokens[33:40], [], tokens[6:20]]
+
+
+def test_routers_see_what_enters_them(tiny: Model) -> None:
+    shapes: list[tuple[int, tuple[int, ...]]] = []
+
+    def watch(route: Route) -> Route:
+        def watched(layer: int, x: np.ndarray) -> np.ndarray:
+            shapes.append((layer, x.shape))
+            return route(layer, x)
+
+        return watched
+
+    rerouted_losses(tiny, OPTIONS, tokenize(tiny, TEXT)[:20], watch(by_routers(own_routers())))
+    assert shapes == [(layer, (20, N_EMBD)) for layer in range(N_LAYER)]
+
+
+def test_a_dense_model_has_no_routers(smollm2: Model) -> None:
+    with pytest.raises(EngineError, match="no routers"):
+        rerouted_losses(smollm2, OPTIONS, [1, 2, 3], to_expert(0, 4))
