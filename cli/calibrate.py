@@ -1,6 +1,5 @@
 """`moe-gguf calibrate`: the routers of any mixture in GGUF are fitted to texts, one per expert."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,25 +8,16 @@ import click
 
 from ..formats.errors import MoeGgufError
 from .models import MODEL
+from .numbers import FiniteRange
 from .terminal import verbosity
+from .text_files import read_text_file
 
 if TYPE_CHECKING:
-    from ..formats.gguf_file import GgufFile
+    from ..runner.model import Model
     from .calibration import Text
 
 
-class Finite(click.FloatRange):
-    """A number above zero that is neither infinite nor NaN."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the number; NaN and infinity are bad usage."""
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
-
-
-FINITE = Finite(min=0, min_open=True)
+FINITE = FiniteRange(min=0, min_open=True)
 
 
 @click.command()
@@ -37,7 +27,13 @@ FINITE = Finite(min=0, min_open=True)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="GATES", help="File to write.")
 @click.option("--tokens", type=click.IntRange(64), default=2560, show_default=True, help="Tokens of each to fit to.")
 @click.option("--held-out", type=click.IntRange(2), default=2048, show_default=True, help="Tokens of each to judge.")
-@click.option("--rounds", type=click.IntRange(1, 4), default=2, show_default=True, help="Fits, each on the last one's.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 4),
+    default=1,
+    show_default=True,
+    help="Fits, each routed by the one before.",
+)
 @click.option("-c", "--ctx-size", type=click.IntRange(16), default=512, show_default=True, help="Tokens read at once.")
 @click.option("--ridge", type=FINITE, default=1e-3, show_default=True, help="L2 penalty of the regression.")
 @click.option("--sharpness", type=FINITE, help="Factor of the routers' scores  [default: chosen by the loss]")
@@ -82,51 +78,54 @@ def calibrate(
     as_json: bool,
 ) -> None:
     """Tokenize, fit, measure before and after, save, report."""
-    from tempfile import TemporaryDirectory
-
     import numpy as np
 
     from ..formats.gguf_file import read_gguf
     from ..merge.gates import Gates, save_gates
-    from ..merge.regate import read_routers, regate, router_shape
-    from .calibration import choose_sharpness, fit_gates, held_out_losses
+    from ..merge.regate import read_routers, router_shape
+    from ..runner.load_options import LoadOptions
+    from ..runner.model import Model
+    from .calibration import choose_sharpness, fit_gates, losses_of
     from .models import resolve_gguf
-    from .terminal import emit_json
+    from .terminal import emit_json, warn
 
     path = resolve_gguf(model)
     file = read_gguf(path)
     shape = router_shape(file)
     check_output(output, [path, *(Path(text.partition("=")[2]) for text in texts)], force)
-    split = read_texts(file, texts, shape[1], tokens, held_out)
-    losses = {"before": held_out_losses(path, split, ctx_size)}
-    gates: Gates = read_routers(file)
+    own = read_routers(file)
+    contents = read_texts(texts, shape[1], file.path.name)
     reports: list[Mapping[str, Any]] = []
-    with TemporaryDirectory(prefix="moe-gguf-", dir=output.absolute().parent) as folder:
-        current = path
+    with Model(path, LoadOptions()) as mixture:
+        split = tokenized(mixture, contents, tokens, held_out)
+        judged = {text.name: text.held_out for text in split}
+        losses = {"before": losses_of(mixture, judged, ctx_size)}
+        routers = None
         for _ in range(rounds):
-            fitted, report = fit_gates(current, split, shape, ctx_size, ridge)
-            gates = Gates(fitted.routers, gates.shared)
+            routers, report = fit_gates(mixture, split, shape, ctx_size, ridge, routers)
             reports.append(report)
-            current = regate(file, gates, Path(folder) / "calibrated.gguf", force=True)[0]
+        assert routers is not None
         if sharpness is None:
-            sharpness = choose_sharpness(file, gates, split, ctx_size, Path(folder))
-        gates = Gates(np.float32(sharpness) * gates.routers, gates.shared)
-        current = regate(file, gates, Path(folder) / "calibrated.gguf", force=True)[0]
-        losses["after"] = held_out_losses(current, split, ctx_size)
+            sharpness = choose_sharpness(mixture, routers, split, ctx_size)
+        losses["after"] = losses_of(mixture, judged, ctx_size, routers, sharpness)
+    gates = Gates(np.float32(sharpness) * routers, own.shared)
     save_gates(output, gates, {"model": path.name, "texts": " ".join(texts), "ridge": str(ridge)})
     report = {"output": str(output), "rounds": reports, "sharpness": sharpness, "loss": losses}
     if as_json:
         emit_json(report)
     else:
         show(report, split)
+    if mean(losses["after"]) > mean(losses["before"]):
+        warn("the held-out loss became larger: the routers that the model has are better; give more text of each kind")
 
 
-def read_texts(file: "GgufFile", texts: Sequence[str], n_expert: int, n_token: int, n_held_out: int) -> "list[Text]":
-    """Read and tokenize NAME=FILE arguments. Raises MoeGgufError when they do not fit the experts."""
-    from ..runner.load_options import LoadOptions
-    from ..runner.model import Model, tokenize
-    from .calibration import split_texts
+def mean(losses: Mapping[str, float]) -> float:
+    """Return the mean over texts."""
+    return sum(losses.values()) / len(losses)
 
+
+def read_texts(texts: Sequence[str], n_expert: int, model: str) -> list[tuple[str, int, str]]:
+    """Read NAME=FILE arguments: (name, expert, content). Raises MoeGgufError when they do not fit the experts."""
     named: list[tuple[str, int, str]] = []
     for index, argument in enumerate(texts):
         name, equals, path = argument.partition("=")
@@ -134,13 +133,20 @@ def read_texts(file: "GgufFile", texts: Sequence[str], n_expert: int, n_token: i
             raise MoeGgufError(f"{argument!r}: write NAME=FILE with a file that is there, as python=a.txt")
         expert = int(name) if name.isdecimal() else index
         if expert >= n_expert:
-            raise MoeGgufError(f"{argument}: {file.path.name} has {n_expert} experts, 0 to {n_expert - 1}")
-        named.append((name, expert, Path(path).read_text(encoding="utf-8", errors="replace")))
+            raise MoeGgufError(f"{argument}: {model} has {n_expert} experts, 0 to {n_expert - 1}")
+        named.append((name, expert, read_text_file(path)))
     missing = sorted(set(range(n_expert)) - {expert for _, expert, _ in named})
     if missing:
-        raise MoeGgufError(f"no text for expert {', '.join(map(str, missing))} of {file.path.name}; give each one")
-    with Model(file.path, LoadOptions(n_gpu_layers=0)) as model:
-        return split_texts(named, lambda text: tokenize(model, text, False, False), n_token, n_held_out)
+        raise MoeGgufError(f"no text for expert {', '.join(map(str, missing))} of {model}; give each one")
+    return named
+
+
+def tokenized(model: "Model", named: Sequence[tuple[str, int, str]], n_token: int, n_held_out: int) -> "list[Text]":
+    """Cut texts into tokens of the model, to fit, to tune and to judge."""
+    from ..runner.model import tokenize
+    from .calibration import split_texts
+
+    return split_texts(named, lambda text: tokenize(model, text, False, False), n_token, n_held_out)
 
 
 def show(report: Mapping[str, Any], texts: "Sequence[Text]") -> None:
@@ -149,8 +155,7 @@ def show(report: Mapping[str, Any], texts: "Sequence[Text]") -> None:
     click.echo("held-out loss (nats a token)")
     for text in texts:
         click.echo(f"  {text.name:<16} {before[text.name]:.3f} -> {after[text.name]:.3f}")
-    mean = [sum(one.values()) / len(one) for one in (before, after)]
-    click.echo(f"  {'mean':<16} {mean[0]:.3f} -> {mean[1]:.3f}")
+    click.echo(f"  {'mean':<16} {mean(before):.3f} -> {mean(after):.3f}")
     last = report["rounds"][-1]
     click.echo("share of each text's tokens per expert")
     for name, loads in last["load"].items():

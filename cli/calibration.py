@@ -1,7 +1,10 @@
-"""Calibration, wired: runner runs texts through a mixture, merge fits its routers to them, regate tries them out."""
+"""Calibration, wired: runner runs texts through a mixture with routers of any kind, merge fits routers to what it saw.
+
+The mixture is loaded once and never copied: its routers are replaced while llama.cpp computes.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -9,17 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..formats.errors import MoeGgufError, RecipeError
-from .gates import UBATCH, cache_folder, cached_gguf, tapped, write_gguf
+from .gates import UBATCH, cache_folder, write_gguf
 from .terminal import detail, progress, say
+from .text_files import read_text_file
 
 if TYPE_CHECKING:
-    from ..formats.gguf_file import GgufFile
     from ..merge.gates import Gates
     from ..merge.open import Models
     from ..merge.recipe import Recipe
+    from ..runner.load_options import LoadOptions
+    from ..runner.model import Model
+    from ..runner.rerouting import Route
 
-ROUTER_INPUT = "ffn_norm-{layer}"
 TUNING_TOKENS = 512
+MAX_FITTERS = 4
 SHARPNESSES = (1.0, 0.5, 0.25, 0.125, 0.0625)
 
 
@@ -65,31 +71,43 @@ def windows_of(tokens: Sequence[int], n_ctx: int) -> list[Sequence[int]]:
 
 
 class RouterInputs:
-    """What enters each router for all tokens of the texts: float16 [n_layer, n_token, n_embd] in a temporary file."""
+    """What enters each router for all tokens of the texts: float16 [n_layer, n_token, n_embd] in a temporary file.
 
-    def __init__(self, gguf: Path, texts: Sequence[Text], n_layer: int, n_embd: int, n_ctx: int) -> None:
-        from ..runner.load_options import LoadOptions
-        from ..runner.model import Model
+    A text's tokens go to its own expert alone, or where `routers` send them. So the layers after a router see what
+    they will see once routing is right, and one round does.
+    """
 
+    def __init__(
+        self,
+        model: "Model",
+        texts: Sequence[Text],
+        shape: tuple[int, int, int],
+        n_ctx: int,
+        routers: np.ndarray | None = None,
+    ) -> None:
+        from ..runner.rerouting import by_routers, rerouted, to_expert
+
+        n_layer, n_expert, n_embd = shape
         self.labels = np.concatenate([np.full(len(text.fit), text.expert) for text in texts])
         self.texts = np.concatenate([np.full(len(text.fit), i) for i, text in enumerate(texts)])
         self._folder = TemporaryDirectory(prefix="moe-gguf-")
         path = Path(self._folder.name) / "inputs"
         self.states = np.memmap(path, np.float16, "w+", shape=(n_layer, len(self.labels), n_embd))
-        at = dict.fromkeys(range(n_layer), 0)
-        windows = [window for text in texts for window in windows_of(text.fit, n_ctx)]
-        layers = {ROUTER_INPUT.format(layer=layer): layer for layer in range(n_layer)}
-        with progress(len(self.labels), "router inputs", " tokens") as bar, Model(gguf, LoadOptions()) as model:
+        self._at = [0] * n_layer
+        with progress(len(self.labels), "router inputs", " tokens") as bar:
+            for text in texts:
+                route = to_expert(text.expert, n_expert) if routers is None else by_routers(routers)
+                for _, logits in rerouted(model, options_of(n_ctx), windows_of(text.fit, n_ctx), self._kept(route)):
+                    bar.update(len(logits))
 
-            def keep(name: str, states: np.ndarray) -> None:
-                layer = layers[name]
-                self.states[layer, at[layer] : at[layer] + len(states)] = states
-                at[layer] += len(states)
-                bar.update(len(states) if layer == 0 else 0)
+    def _kept(self, route: "Route") -> "Route":
+        def kept(layer: int, x: np.ndarray) -> np.ndarray:
+            start = self._at[layer]
+            self._at[layer] = start + len(x)
+            self.states[layer, start : self._at[layer]] = x
+            return route(layer, x)
 
-            tapped(model, windows, list(layers), keep, n_ctx)
-        if any(count != len(self.labels) for count in at.values()):
-            raise MoeGgufError(f"{gguf}: llama.cpp's graph of this model has no {ROUTER_INPUT.format(layer=0)}")
+        return kept
 
     def layer(self, layer: int) -> np.ndarray:
         """Return a layer's inputs as float32 [n_token, n_embd]."""
@@ -102,18 +120,27 @@ class RouterInputs:
 
 
 def fit_gates(
-    gguf: Path, texts: Sequence[Text], shape: tuple[int, int, int], n_ctx: int, ridge: float
-) -> "tuple[Gates, Mapping[str, Any]]":
-    """Fit a model's routers to texts; return them and the report of the fit."""
-    from ..merge.calibrate import fit_routers, labels_to_targets, load_of, softmax
-    from ..merge.gates import Gates
+    model: "Model",
+    texts: Sequence[Text],
+    shape: tuple[int, int, int],
+    n_ctx: int,
+    ridge: float,
+    routers: np.ndarray | None = None,
+) -> "tuple[np.ndarray, Mapping[str, Any]]":
+    """Fit a mixture's routers to texts; return them, float32 [n_layer, n_expert, n_embd], and the report of the fit.
 
-    n_layer, n_expert, n_embd = shape
-    inputs = RouterInputs(gguf, texts, n_layer, n_embd, n_ctx)
+    Texts run through their own experts, or where `routers` send them.
+    """
+    from ..merge.calibrate import fit_routers, labels_to_targets, load_of, softmax
+    from ..runner.threads import best_thread_count
+
+    n_layer, n_expert, _ = shape
+    inputs = RouterInputs(model, texts, shape, n_ctx, routers)
     try:
         with progress(n_layer, "fit", " layers") as bar:
             targets = labels_to_targets(inputs.labels, n_expert)
-            fit = fit_routers(inputs.layer, targets, n_layer, ridge, bar.update)
+            n_threads = min(best_thread_count(), MAX_FITTERS)
+            fit = fit_routers(inputs.layer, targets, n_layer, ridge, n_threads, bar.update)
         loads = np.mean(
             [
                 load_of(softmax(inputs.layer(layer) @ fit.routers[layer].T), inputs.texts, len(texts), min(2, n_expert))
@@ -128,25 +155,21 @@ def fit_gates(
         "entropy": [round(float(value), 4) for value in fit.entropy],
         "load": {text.name: [round(float(share), 4) for share in loads[i]] for i, text in enumerate(texts)},
     }
-    return Gates(fit.routers), report
+    return fit.routers, report
 
 
-def choose_sharpness(file: "GgufFile", gates: "Gates", texts: Sequence[Text], n_ctx: int, folder: Path) -> float:
+def choose_sharpness(model: "Model", routers: np.ndarray, texts: Sequence[Text], n_ctx: int) -> float:
     """Return the factor of fitted routers with the least loss on the tuning tokens.
 
-    A regression that tells the texts apart is surer than is good: a second expert's part helps, on most texts. The
-    factors get smaller until the loss gets larger; each is tried in a copy of the model in `folder`.
+    A regression that tells the texts apart is surer than is good where a second expert's part helps. The factors get
+    smaller until the loss gets larger.
     """
-    from ..merge.gates import Gates
-    from ..merge.regate import regate
-
-    tuning = [replace(text, held_out=text.tune) for text in texts]
     if any(len(text.tune) < 2 for text in texts):
         return 1.0
     best, least = 1.0, np.inf
     for sharpness in SHARPNESSES:
-        (tried,) = regate(file, Gates(sharpness * gates.routers, gates.shared), folder / "tried.gguf", force=True)
-        loss = float(np.mean(list(held_out_losses(tried, tuning, n_ctx).values())))
+        tuning = {text.name: text.tune for text in texts}
+        loss = float(np.mean(list(losses_of(model, tuning, n_ctx, routers, sharpness).values())))
         detail(f"sharpness {sharpness}: a loss of {loss:.4f} on the tuning tokens")
         if loss >= least:
             break
@@ -154,49 +177,70 @@ def choose_sharpness(file: "GgufFile", gates: "Gates", texts: Sequence[Text], n_
     return best
 
 
-def held_out_losses(gguf: Path, texts: Sequence[Text], n_ctx: int) -> dict[str, float]:
-    """Return the mean loss of each text's held-out tokens, in nats."""
+def losses_of(
+    model: "Model",
+    texts: Mapping[str, Sequence[int]],
+    n_ctx: int,
+    routers: np.ndarray | None = None,
+    sharpness: float = 1.0,
+) -> dict[str, float]:
+    """Return the mean loss of each text's tokens in nats, with the model's own routers or with others."""
     from ..runner.engine import Engine
-    from ..runner.load_options import LoadOptions
     from ..runner.losses import token_losses
-    from ..runner.model import Model
+    from ..runner.rerouting import by_routers, rerouted_losses
 
-    options = LoadOptions(n_ctx=n_ctx, n_ubatch=UBATCH)
-    with Model(gguf, options) as model, Engine(model, options) as engine:
-        return {text.name: float(token_losses(engine, text.held_out, n_ctx).mean()) for text in texts}
+    options = options_of(n_ctx)
+    losses: dict[str, float] = {}
+    with progress(sum(map(len, texts.values())), "losses", " tokens") as bar:
+        for name, tokens in texts.items():
+            if routers is None:
+                with Engine(model, options) as engine:
+                    every = token_losses(engine, tokens, n_ctx)
+            else:
+                every = rerouted_losses(model, options, tokens, by_routers(routers, sharpness))
+            losses[name] = float(every.mean())
+            bar.update(len(tokens))
+    return losses
+
+
+def options_of(n_ctx: int) -> "LoadOptions":
+    """Return how texts are read: in windows of n_ctx tokens."""
+    from ..runner.load_options import LoadOptions
+
+    return LoadOptions(n_ctx=n_ctx, n_ubatch=UBATCH)
 
 
 def calibrated_gates(
     recipe: "Recipe", models: "Models", gate_base: str, n_token: int = 2560, n_ctx: int = 512
 ) -> "Gates":
-    """Compute a recipe's calibrated gates: a round on the base, whose layers see no routing, then one on the merge."""
-    from ..formats.gguf_file import read_gguf
+    """Compute a recipe's calibrated gates on the merge itself, in a temporary GGUF of type `gate_base`."""
     from ..merge.calibrate import RIDGE
-    from ..merge.gates import Gates
+    from ..merge.gates import Gates, zero_gates
     from ..merge.open import open_recipe, sizes_of
     from ..merge.prompts import prompt_tokenizer
+    from ..runner.load_options import LoadOptions
+    from ..runner.model import Model
 
     base = models[recipe.base_model].checkpoint
     sizes = sizes_of(recipe, models)
     shape = (sizes.n_layer, len(recipe.experts), sizes.n_embd)
     named = [(expert.name, index, "\n".join(_contents(recipe, index))) for index, expert in enumerate(recipe.experts)]
     texts = split_texts(named, prompt_tokenizer(base.folder), n_token, 0)
-    shared = None
+    gates = zero_gates(recipe, sizes.n_layer, sizes.n_embd)
     if recipe.shared_experts:
         from .gates import hidden_gates
 
-        shared = hidden_gates(recipe, models, gate_base).shared
-    say(f"{recipe.name}: fitting routers to {sum(len(text.fit) for text in texts)} tokens, twice")
-    first, report = fit_gates(cached_gguf(base, gate_base), texts, shape, n_ctx, RIDGE)
-    detail(f"accuracy per layer on the base: {report['accuracy']}")
-    merged = open_recipe(recipe, Gates(first.routers, shared), models=models)
+        gates = Gates(gates.routers, hidden_gates(recipe, models, gate_base).shared)
+    say(f"{recipe.name}: fitting routers to {sum(len(text.fit) for text in texts)} tokens")
+    cache_folder().mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="moe-gguf-", dir=cache_folder()) as folder:
         gguf = Path(folder) / "merged.gguf"
-        write_gguf(merged, gguf, gate_base)
-        second, report = fit_gates(gguf, texts, shape, n_ctx, RIDGE)
-        sharpness = choose_sharpness(read_gguf(gguf), Gates(second.routers, shared), texts, n_ctx, Path(folder))
-    detail(f"accuracy per layer on the merge: {report['accuracy']}")
-    return Gates(np.float32(sharpness) * second.routers, shared)
+        write_gguf(open_recipe(recipe, gates, models=models), gguf, gate_base)
+        with Model(gguf, LoadOptions()) as model:
+            routers, report = fit_gates(model, texts, shape, n_ctx, RIDGE)
+            sharpness = choose_sharpness(model, routers, texts, n_ctx)
+    detail(f"accuracy per layer: {report['accuracy']}")
+    return Gates(np.float32(sharpness) * routers, gates.shared)
 
 
 def _contents(recipe: "Recipe", index: int) -> list[str]:
@@ -207,5 +251,5 @@ def _contents(recipe: "Recipe", index: int) -> list[str]:
         path = next((path for path in (recipe.folder / name, Path(name)) if path.is_file()), None)
         if path is None:
             raise RecipeError(f"{recipe.name}: expert {expert.name}: text {name}: no such file")
-        contents.append(path.read_text(encoding="utf-8", errors="replace"))
+        contents.append(read_text_file(path))
     return contents or list(expert.positive_prompts)

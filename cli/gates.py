@@ -1,7 +1,7 @@
 """The gates of a recipe: merge says what is needed, convert makes a GGUF of it in a cache, runner reads its states."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from hashlib import blake2b
 from pathlib import Path
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ..merge.gates import Gates
     from ..merge.open import Models
     from ..merge.recipe import Recipe
-    from ..runner.model import Model
 
 CACHE_VARIABLE = "MOE_GGUF_CACHE"
 UBATCH = 512
@@ -88,20 +87,6 @@ def layer_inputs(checkpoint: Checkpoint, gguf: Path, prompts: Sequence[str]) -> 
             found[prompt] = np.stack([states[name] for name in names])
             bar.update(1)
     return found
-
-
-def tapped(
-    model: "Model",
-    windows: Iterable[Sequence[int]],
-    names: Sequence[str],
-    on_tensor: Callable[[str, np.ndarray], None],
-    n_ctx: int,
-) -> None:
-    """Run windows of tokens through a model, each with an empty context, and hand over the named tensors."""
-    from ..runner.load_options import LoadOptions
-    from ..runner.tap import collect
-
-    collect(model, LoadOptions(n_ctx=n_ctx, n_ubatch=UBATCH), windows, set(names).__contains__, on_tensor)
 
 
 def cached_gguf(checkpoint: Checkpoint, outtype: str) -> Path:

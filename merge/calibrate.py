@@ -5,6 +5,7 @@ divided by their standard deviations, with an L2 penalty; see `fit_router`.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,19 +32,32 @@ def fit_routers(
     targets: np.ndarray,
     n_layer: int,
     ridge: float = RIDGE,
+    n_threads: int = 1,
     advance: Callable[[int], None] = lambda n_layers: None,
 ) -> Fit:
-    """Fit every layer's router; `targets` are float [n_token, n_expert]: whose each token should be."""
-    routers, accuracy, entropy = [], [], []
-    for layer in range(n_layer):
+    """Fit every layer's router; `targets` are float [n_token, n_expert]: whose each token should be.
+
+    Layers are shared out to threads: a router's matrices are too narrow for BLAS to gain by several.
+    """
+    from threadpoolctl import threadpool_limits
+
+    def fit(layer: int) -> tuple[np.ndarray, float, float]:
         x = np.asarray(inputs(layer), np.float32)
         router = fit_router(x, targets, ridge)
         shares = softmax(x @ router.T)
-        accuracy.append(float((shares.argmax(1) == targets.argmax(1)).mean()))
-        entropy.append(entropy_of(shares))
-        routers.append(router)
-        advance(1)
-    return Fit(np.stack(routers).astype(np.float32), np.array(accuracy), np.array(entropy))
+        return router, float((shares.argmax(1) == targets.argmax(1)).mean()), entropy_of(shares)
+
+    fits = []
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(n_threads) as pool:
+        try:
+            for fitted in pool.map(fit, range(n_layer)):
+                fits.append(fitted)
+                advance(1)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    routers, accuracy, entropy = zip(*fits, strict=True)
+    return Fit(np.stack(routers), np.array(accuracy), np.array(entropy))
 
 
 def fit_router(x: np.ndarray, targets: np.ndarray, ridge: float = RIDGE) -> np.ndarray:

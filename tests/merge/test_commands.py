@@ -88,7 +88,7 @@ def texts(folder: Path) -> list[str]:
 
 def test_calibrate_then_regate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_gguf_of(folder, "mixtral-mistral")
-    small = ["--tokens", "200", "--held-out", "64", "-c", "64", "--json"]
+    small = ["--tokens", "200", "--held-out", "64", "-c", "64", "--rounds", "2", "--json"]
     passes(["calibrate", str(path), "--texts", *texts(folder), "-o", "gates", *small])
     report = json.loads(capsys.readouterr().out)
     assert len(report["rounds"]) == 2 and min(report["rounds"][1]["accuracy"]) > 0.9
@@ -98,6 +98,8 @@ def test_calibrate_then_regate(folder: Path, capsys: pytest.CaptureFixture[str])
     passes(["regate", str(path), "gates", "-o", "out.gguf"])
     written = read_routers(read_gguf(folder / "out.gguf")).routers
     assert np.array_equal(written, load_gates(folder / "gates").routers)
+    passes(["calibrate", "out.gguf", "--texts", *texts(folder), "-o", "again", *small])
+    assert json.loads(capsys.readouterr().out)["loss"]["before"] == pytest.approx(report["loss"]["after"], abs=1e-4)
     assert not list(folder.glob("*.partial")) and not list(folder.glob("moe-gguf-*"))
 
 
