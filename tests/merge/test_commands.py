@@ -98,6 +98,7 @@ def test_calibrate_then_regate(folder: Path, capsys: pytest.CaptureFixture[str])
     passes(["regate", str(path), "gates", "-o", "out.gguf"])
     written = read_routers(read_gguf(folder / "out.gguf")).routers
     assert np.array_equal(written, load_gates(folder / "gates").routers)
+    capsys.readouterr()
     passes(["calibrate", "out.gguf", "--texts", *texts(folder), "-o", "again", *small])
     assert json.loads(capsys.readouterr().out)["loss"]["before"] == pytest.approx(report["loss"]["after"], abs=1e-4)
     assert not list(folder.glob("*.partial")) and not list(folder.glob("moe-gguf-*"))
