@@ -65,7 +65,8 @@ def main() -> None:
     with Model(cached_gguf(base, "bf16"), LoadOptions()) as model:
         show("base", losses_of(model, judged, options.ctx_size))
     mixture = open_recipe(recipe, compute_gates(recipe, models), models=models)
-    with Model(cached_gguf(mixture, "bf16"), LoadOptions()) as model:
+    gguf = cached_gguf(mixture, "bf16")
+    with Model(gguf, LoadOptions()) as model:
         singles: list[dict[str, float]] = []
         for index, expert in enumerate(recipe.experts):
             route = to_expert(index, len(recipe.experts))
@@ -79,7 +80,7 @@ def main() -> None:
         show("the right one alone", {text.name: singles[text.expert][text.name] for text in texts})
         show(recipe.gate_mode, losses_of(model, judged, options.ctx_size))
         started = time.monotonic()
-        routers, _ = fit_gates(model, texts, shape, options.ctx_size, RIDGE)
+        routers, _ = fit_gates(gguf, texts, shape, options.ctx_size, RIDGE)
         fitted = time.monotonic()
         sharpness = choose_sharpness(model, routers, texts, options.ctx_size)
         chosen = time.monotonic()

@@ -95,16 +95,16 @@ def calibrate(
     check_output(output, [path, *(Path(text.partition("=")[2]) for text in texts)], force)
     own = read_routers(file)
     contents = read_texts(texts, shape[1], file.path.name)
-    reports: list[Mapping[str, Any]] = []
     with Model(path, LoadOptions()) as mixture:
         split = tokenized(mixture, contents, tokens, held_out)
         judged = {text.name: text.held_out for text in split}
         losses = {"before": losses_of(mixture, judged, ctx_size)}
-        routers = None
-        for _ in range(rounds):
-            routers, report = fit_gates(mixture, split, shape, ctx_size, ridge, routers)
-            reports.append(report)
-        assert routers is not None
+    routers, report = fit_gates(path, split, shape, ctx_size, ridge)
+    reports = [report]
+    for _ in range(1, rounds):
+        routers, report = fit_gates(path, split, shape, ctx_size, ridge, routers)
+        reports.append(report)
+    with Model(path, LoadOptions()) as mixture:
         if sharpness is None:
             sharpness = choose_sharpness(mixture, routers, split, ctx_size)
         losses["after"] = losses_of(mixture, judged, ctx_size, routers, sharpness)

@@ -79,13 +79,15 @@ class RouterInputs:
 
     def __init__(
         self,
-        model: "Model",
+        gguf: Path,
         texts: Sequence[Text],
         shape: tuple[int, int, int],
         n_ctx: int,
         routers: np.ndarray | None = None,
     ) -> None:
-        from ..runner.rerouting import by_routers, rerouted, to_expert
+        from ..runner.load_options import LoadOptions
+        from ..runner.model import Model
+        from ..runner.rerouting import by_routers, enter_routers, to_expert
 
         n_layer, n_expert, n_embd = shape
         self.labels = np.concatenate([np.full(len(text.fit), text.expert) for text in texts])
@@ -94,17 +96,19 @@ class RouterInputs:
         path = Path(self._folder.name) / "inputs"
         self.states = np.memmap(path, np.float16, "w+", shape=(n_layer, len(self.labels), n_embd))
         self._at = [0] * n_layer
-        with progress(len(self.labels), "router inputs", " tokens") as bar:
+        loading = LoadOptions(n_expert_used=1 if routers is None else None)
+        with progress(len(self.labels), "router inputs", " tokens") as bar, Model(gguf, loading) as model:
             for text in texts:
                 route = to_expert(text.expert, n_expert) if routers is None else by_routers(routers)
-                for _, logits in rerouted(model, options_of(n_ctx), windows_of(text.fit, n_ctx), self._kept(route)):
-                    bar.update(len(logits))
+                kept = self._kept(route, bar.update)
+                enter_routers(model, options_of(n_ctx), windows_of(text.fit, n_ctx), kept, n_layer)
 
-    def _kept(self, route: "Route") -> "Route":
+    def _kept(self, route: "Route", advance: Callable[[int], Any]) -> "Route":
         def kept(layer: int, x: np.ndarray) -> np.ndarray:
             start = self._at[layer]
             self._at[layer] = start + len(x)
             self.states[layer, start : self._at[layer]] = x
+            advance(0 if layer else len(x))
             return route(layer, x)
 
         return kept
@@ -120,7 +124,7 @@ class RouterInputs:
 
 
 def fit_gates(
-    model: "Model",
+    gguf: Path,
     texts: Sequence[Text],
     shape: tuple[int, int, int],
     n_ctx: int,
@@ -135,7 +139,7 @@ def fit_gates(
     from ..runner.threads import best_thread_count
 
     n_layer, n_expert, _ = shape
-    inputs = RouterInputs(model, texts, shape, n_ctx, routers)
+    inputs = RouterInputs(gguf, texts, shape, n_ctx, routers)
     try:
         with progress(n_layer, "fit", " layers") as bar:
             targets = labels_to_targets(inputs.labels, n_expert)
@@ -236,8 +240,8 @@ def calibrated_gates(
     with TemporaryDirectory(prefix="moe-gguf-", dir=cache_folder()) as folder:
         gguf = Path(folder) / "merged.gguf"
         write_gguf(open_recipe(recipe, gates, models=models), gguf, gate_base)
+        routers, report = fit_gates(gguf, texts, shape, n_ctx, RIDGE)
         with Model(gguf, LoadOptions()) as model:
-            routers, report = fit_gates(model, texts, shape, n_ctx, RIDGE)
             sharpness = choose_sharpness(model, routers, texts, n_ctx)
     detail(f"accuracy per layer: {report['accuracy']}")
     return Gates(np.float32(sharpness) * routers, gates.shared)

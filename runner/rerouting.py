@@ -4,6 +4,8 @@ A layer's graph computes routing logits from its router's input; what takes thei
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from ..formats.errors import EngineError
 from .load_options import LoadOptions
 from .losses import negative_log_likelihood
 from .model import Model
-from .tap import tapped_logits
+from .tap import collect, tapped_logits
 
 # Tensors of build_moe_ffn in src/llama-graph.cpp, and what all graphs call its input.
 INPUT, LOGITS = "ffn_norm-", "ffn_moe_logits-"
@@ -43,29 +45,55 @@ def rerouted(
     a window longer than options.n_ubatch comes in several parts. Raises EngineError when the model has no routers
     that can be replaced, and what `route` raises.
     """
-    seen = 0
-    entered: dict[str, np.ndarray] = {}
-
-    def on_tensor(name: str, array: np.ndarray) -> np.ndarray | None:
-        nonlocal seen
-        if name.startswith(INPUT):
-            entered[name.removeprefix(INPUT)] = array
-            return None
-        layer, seen = name.removeprefix(LOGITS), seen + 1
-        return route(int(layer), entered.pop(layer))
-
-    def wanted(name: str) -> bool:
-        return name.startswith((INPUT, LOGITS)) and name.rpartition("-")[2].isdecimal()
-
+    routing = _Routing(model, route)
     remaining = iter(windows)
     window, start = next(remaining, ()), 0
-    for logits in tapped_logits(model, options, windows, wanted, on_tensor):
-        if not seen:
-            raise EngineError(f"{model.path}: llama.cpp's graph of this model has no routers ({LOGITS}0)")
-        if start == len(window):
-            window, start = next(remaining), 0
-        start += len(logits)
-        yield window[start - len(logits) + 1 : start + 1], logits
+    with _one_blas_thread():
+        for logits in tapped_logits(model, options, windows, routing.wants, routing.replaced):
+            routing.check()
+            if start == len(window):
+                window, start = next(remaining), 0
+            start += len(logits)
+            yield window[start - len(logits) + 1 : start + 1], logits
+
+
+def enter_routers(
+    model: Model, options: LoadOptions, windows: Sequence[Sequence[int]], route: Route, n_layer: int
+) -> None:
+    """Decode windows as `rerouted` does, for what `route` sees of them: nothing after the last router is computed."""
+    routing = _Routing(model, route)
+    with _one_blas_thread():
+        collect(model, options, windows, routing.wants, routing.replaced, f"{LOGITS}{n_layer - 1}")
+    routing.check()
+
+
+def _one_blas_thread() -> AbstractContextManager[Any]:
+    """Keep BLAS, which computes a router's scores, from spinning threads where llama.cpp's own compute."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1, "blas")
+
+
+class _Routing:
+    """Listens for what enters routers, and replaces what leaves them."""
+
+    def __init__(self, model: Model, route: Route) -> None:
+        self._model, self._route, self._seen = model, route, False
+        self._entered: dict[str, np.ndarray] = {}
+
+    def wants(self, name: str) -> bool:
+        return name.startswith((INPUT, LOGITS)) and name.rpartition("-")[2].isdecimal()
+
+    def replaced(self, name: str, array: np.ndarray) -> np.ndarray | None:
+        if name.startswith(INPUT):
+            self._entered[name.removeprefix(INPUT)] = array
+            return None
+        layer, self._seen = name.removeprefix(LOGITS), True
+        return self._route(int(layer), self._entered.pop(layer))
+
+    def check(self) -> None:
+        if not self._seen:
+            raise EngineError(f"{self._model.path}: llama.cpp's graph of this model has no routers ({LOGITS}0)")
 
 
 def rerouted_losses(model: Model, options: LoadOptions, tokens: Sequence[int], route: Route) -> np.ndarray:

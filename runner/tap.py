@@ -40,13 +40,15 @@ class TensorHead(ctypes.Structure):
 class Tap:
     """A `cb_eval` callback that hands wanted tensors to a function; give `callback` to an Engine."""
 
-    def __init__(self, wanted: Callable[[str], bool], on_tensor: OnTensor) -> None:
+    def __init__(self, wanted: Callable[[str], bool], on_tensor: OnTensor, last: str | None = None) -> None:
         """Listen for tensors whose names `wanted` accepts, such as "ffn_moe_topk-3"; names are asked once each.
 
-        What `on_tensor` returns, unless None, takes the tensor's place.
+        What `on_tensor` returns, unless None, takes the tensor's place. What comes after the wanted tensor `last` is
+        not computed: the logits are then none.
         """
         self._wanted = cache(wanted)
         self._on_tensor = on_tensor
+        self._last = last
         self._error: BaseException | None = None
         self.n_tokens = 0
         self.callback = llama().ggml_backend_sched_eval_callback(self._called)
@@ -68,6 +70,7 @@ class Tap:
                 changed = self._on_tensor(name, read_tensor(tensor, self.n_tokens))
                 if changed is not None:
                     write_tensor(tensor, changed)
+                return name != self._last
         except BaseException as error:
             self._error = error
             return False
@@ -80,15 +83,16 @@ def collect(
     token_batches: Iterable[Sequence[int]],
     wanted: Callable[[str], bool],
     on_tensor: OnTensor,
+    last: str | None = None,
 ) -> None:
     """Decode each batch of tokens with an empty context and hand over the wanted tensors of every computed graph.
 
     A batch longer than options.n_ubatch is computed in several graphs, in order. The first axis of an array is
     the tokens: ffn_moe_topk-N is int32 [tokens, n_expert_used], ffn_norm-N and l_out-N are float32
-    [tokens, n_embd]. Every token is an output, so that the last layers are computed for all of them. Raises
-    what `on_tensor` raises.
+    [tokens, n_embd]. Every token is an output, so that the last layers are computed for all of them; what comes after
+    the tensor `last` is left out. Raises what `on_tensor` raises.
     """
-    for _ in tapped_logits(model, options, token_batches, wanted, on_tensor):
+    for _ in tapped_logits(model, options, token_batches, wanted, on_tensor, last):
         pass
 
 
@@ -98,12 +102,13 @@ def tapped_logits(
     token_batches: Iterable[Sequence[int]],
     wanted: Callable[[str], bool],
     on_tensor: OnTensor,
+    last: str | None = None,
 ) -> Iterator[np.ndarray]:
     """Do the work of `collect` while being iterated: yield each graph's logits [tokens, n_vocab].
 
     The next graph overwrites them.
     """
-    tap = Tap(wanted, on_tensor)
+    tap = Tap(wanted, on_tensor, last)
     with Engine(model, options, tap.callback) as engine:
         for tokens in token_batches:
             engine.forget(0)

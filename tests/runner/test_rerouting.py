@@ -9,7 +9,7 @@ from moe_gguf.formats.errors import EngineError
 from moe_gguf.runner.engine import Engine
 from moe_gguf.runner.losses import token_losses
 from moe_gguf.runner.model import Model, tokenize
-from moe_gguf.runner.rerouting import Route, by_routers, rerouted, rerouted_losses, to_expert
+from moe_gguf.runner.rerouting import Route, by_routers, enter_routers, rerouted, rerouted_losses, to_expert
 
 from .conftest import ONE_THREAD
 from .tiny_gguf import N_EMBD, N_EXPERT, N_LAYER, tiny_tensors, write_tiny
@@ -85,3 +85,21 @@ def test_routers_see_what_enters_them(tiny: Model) -> None:
 def test_a_dense_model_has_no_routers(smollm2: Model) -> None:
     with pytest.raises(EngineError, match="no routers"):
         rerouted_losses(smollm2, OPTIONS, [1, 2, 3], to_expert(0, 4))
+
+
+def test_routers_are_entered_without_the_rest(tiny: Model) -> None:
+    tokens = tokenize(tiny, TEXT)
+    seen: dict[str, list[np.ndarray]] = {"all": [], "until the last router": []}
+
+    def watching(name: str) -> Route:
+        def route(layer: int, x: np.ndarray) -> np.ndarray:
+            seen[name].append(x)
+            return by_routers(own_routers())(layer, x)
+
+        return route
+
+    for _ in rerouted(tiny, OPTIONS, [tokens[:40], tokens[:50]], watching("all")):
+        pass
+    enter_routers(tiny, OPTIONS, [tokens[:40], tokens[:50]], watching("until the last router"), N_LAYER)
+    for one, other in zip(*seen.values(), strict=True):
+        np.testing.assert_array_equal(one, other)
