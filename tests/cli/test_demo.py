@@ -1,16 +1,25 @@
 """The demo from end to end: real weights, real experts, three quantizations, a pinned answer, and its routing."""
 
+import json
+from inspect import getsource
+from json import decoder
 from pathlib import Path
 
+import numpy as np
 import pytest
-from moe_gguf.cli.demo import NAME, QUESTION, TYPES
+from moe_gguf.cli.demo import EXPERTS, NAME, QUESTION, TYPES
 from moe_gguf.formats.gguf_file import read_gguf
 from moe_gguf.quantize.file_types import parse_file_type
 from moe_gguf.quantize.oracle import quantize_file
+from moe_gguf.runner.load_options import LoadOptions
+from moe_gguf.runner.model import Model, tokenize
+from moe_gguf.runner.rerouting import rerouted_losses, to_expert
 
 from ..command import moe_gguf
 
 ANSWER = "The capital of France is Paris."
+TEXTS = Path(__file__).parent / "texts"
+KINDS = {"python": getsource(decoder), **{path.stem: path.read_text(encoding="utf-8") for path in TEXTS.iterdir()}}
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +63,30 @@ def test_the_recipe_gives_what_the_converted_file_gives(demo: tuple[Path, str], 
     outcome = moe_gguf("quantize", folder / f"{NAME}-BF16.gguf", "--type", "Q4_K_M", "-o", tmp_path, "-q")
     assert outcome.status == 0, outcome.stderr
     assert (tmp_path / f"{NAME}-Q4_K_M.gguf").read_bytes() == (folder / f"{NAME}-Q4_K_M.gguf").read_bytes()
+
+
+def test_each_expert_is_the_best_for_its_kind_of_text(demo: tuple[Path, str]) -> None:
+    options = LoadOptions(n_ctx=512, n_expert_used=1)
+    with Model(demo[0] / f"{NAME}-Q8_0.gguf", options) as model:
+        tokens = {kind: tokenize(model, text)[:150] for kind, text in KINDS.items()}
+        losses = [
+            [rerouted_losses(model, options, tokens[kind], to_expert(expert, 4)).mean() for kind in EXPERTS]
+            for expert in range(len(EXPERTS))
+        ]
+    assert np.argmin(losses, axis=0).tolist() == [0, 1, 2, 3], losses
+
+
+def test_calibrating_sends_texts_to_their_experts_and_loses_less(demo: tuple[Path, str], tmp_path: Path) -> None:
+    for kind, text in KINDS.items():
+        (tmp_path / f"{kind}.txt").write_text(text[:2000], encoding="utf-8")
+    texts = [f"{kind}={tmp_path / kind}.txt" for kind in EXPERTS]
+    model, gates = demo[0] / f"{NAME}-Q8_0.gguf", tmp_path / "gates"
+    outcome = moe_gguf("calibrate", model, "--texts", *texts, "-o", gates, "--sharpness", "1", "--json")
+    assert outcome.status == 0, outcome.stderr
+    report = json.loads(outcome.stdout)
+    assert min(report["rounds"][0]["accuracy"]) > 0.95
+    before, after = (sum(report["loss"][when].values()) / 4 for when in ("before", "after"))
+    assert after < before, report["loss"]
 
 
 @pytest.mark.slow
