@@ -14,7 +14,7 @@ What was learnt:
 - One round is enough when each text runs through its own expert meanwhile: the layers then see what they will see. A
   second one, routed by the first's routers, changes 0.0002 nats.
 - Less sharpness helps where texts lie between the experts (an eighth was best on mixed pages: 2.636 nats against 2.647
-  for the best single expert), none where each text is one expert's own. So it is chosen by the loss of tokens set aside.
+  for the best single expert), none where each text is one expert's own. So tokens that are set aside choose.
 - Tokens are fitted to with one expert each and nothing after the last router is computed: half of the work. BLAS must
   not use threads of its own beside llama.cpp's, whose waiting it slows: 8.5 s became 13.
 - Other targets were tried on the same texts, and none was better than the text's own expert (2.389 nats):

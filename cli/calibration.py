@@ -6,14 +6,14 @@ The mixture is loaded once and never copied: its routers are replaced while llam
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..formats.errors import MoeGgufError, RecipeError
 from .gates import UBATCH, cache_folder, write_gguf
-from .terminal import detail, progress, say
+from .terminal import detail, progress, say, warn
 from .text_files import read_text_file
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 TUNING_TOKENS = 512
 MAX_FITTERS = 4
+LOW_ACCURACY = 0.7
 SHARPNESSES = (1.0, 0.5, 0.25, 0.125, 0.0625)
 
 
@@ -71,7 +72,7 @@ def windows_of(tokens: Sequence[int], n_ctx: int) -> list[Sequence[int]]:
 
 
 class RouterInputs:
-    """What enters each router for all tokens of the texts: float16 [n_layer, n_token, n_embd] in a temporary file.
+    """What enters each router for all tokens of the texts: float16 [n_layer, n_token, n_embd] in a nameless file.
 
     A text's tokens go to its own expert alone, or where `routers` send them. So the layers after a router see what
     they will see once routing is right, and one round does.
@@ -92,9 +93,9 @@ class RouterInputs:
         n_layer, n_expert, n_embd = shape
         self.labels = np.concatenate([np.full(len(text.fit), text.expert) for text in texts])
         self.texts = np.concatenate([np.full(len(text.fit), i) for i, text in enumerate(texts)])
-        self._folder = TemporaryDirectory(prefix="moe-gguf-")
-        path = Path(self._folder.name) / "inputs"
-        self.states = np.memmap(path, np.float16, "w+", shape=(n_layer, len(self.labels), n_embd))
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=cache_folder()) as file:
+            self.states = np.memmap(file, np.float16, "w+", shape=(n_layer, len(self.labels), n_embd))
         self._at = [0] * n_layer
         loading = LoadOptions(n_expert_used=1 if routers is None else None)
         with progress(len(self.labels), "router inputs", " tokens") as bar, Model(gguf, loading) as model:
@@ -117,11 +118,6 @@ class RouterInputs:
         """Return a layer's inputs as float32 [n_token, n_embd]."""
         return self.states[layer].astype(np.float32)
 
-    def close(self) -> None:
-        """Remove the temporary file."""
-        del self.states
-        self._folder.cleanup()
-
 
 def fit_gates(
     gguf: Path,
@@ -140,20 +136,17 @@ def fit_gates(
 
     n_layer, n_expert, _ = shape
     inputs = RouterInputs(gguf, texts, shape, n_ctx, routers)
-    try:
-        with progress(n_layer, "fit", " layers") as bar:
-            targets = labels_to_targets(inputs.labels, n_expert)
-            n_threads = min(best_thread_count(), MAX_FITTERS)
-            fit = fit_routers(inputs.layer, targets, n_layer, ridge, n_threads, bar.update)
-        loads = np.mean(
-            [
-                load_of(softmax(inputs.layer(layer) @ fit.routers[layer].T), inputs.texts, len(texts), min(2, n_expert))
-                for layer in range(n_layer)
-            ],
-            axis=0,
-        )
-    finally:
-        inputs.close()
+    with progress(n_layer, "fit", " layers") as bar:
+        targets = labels_to_targets(inputs.labels, n_expert)
+        n_threads = min(best_thread_count(), MAX_FITTERS)
+        fit = fit_routers(inputs.layer, targets, n_layer, ridge, n_threads, bar.update)
+    loads = np.mean(
+        [
+            load_of(softmax(inputs.layer(layer) @ fit.routers[layer].T), inputs.texts, len(texts), min(2, n_expert))
+            for layer in range(n_layer)
+        ],
+        axis=0,
+    )
     report = {
         "accuracy": [round(float(value), 4) for value in fit.accuracy],
         "entropy": [round(float(value), 4) for value in fit.entropy],
@@ -244,6 +237,11 @@ def calibrated_gates(
         with Model(gguf, LoadOptions()) as model:
             sharpness = choose_sharpness(model, routers, texts, n_ctx)
     detail(f"accuracy per layer: {report['accuracy']}")
+    if min(report["accuracy"]) < LOW_ACCURACY:
+        warn(
+            f"routers name the right expert for as few as {min(report['accuracy']):.0%} of the tokens they were fitted "
+            "to: the experts' texts are too much alike"
+        )
     return Gates(np.float32(sharpness) * routers, gates.shared)
 
 

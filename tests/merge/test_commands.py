@@ -126,7 +126,7 @@ def test_what_cannot_be_calibrated_is_one_clear_line(folder: Path, capsys: pytes
     assert "not a mixture of experts" in fails(["calibrate", dense, *given, "-o", "new"], capsys)
 
 
-def test_calibrated_gates_in_a_recipe(folder: Path) -> None:
+def test_calibrated_gates_in_a_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = texts(folder)
     recipe = write_case(folder, CASES["mixtral-mistral"])
     fields = json.loads(recipe.read_text()) | {"gate_mode": "calibrated"}
@@ -134,4 +134,18 @@ def test_calibrated_gates_in_a_recipe(folder: Path) -> None:
         entry["positive_texts"] = [given[index].partition("=")[2]]
     recipe.write_text(json.dumps(fields))
     passes(["merge", str(recipe), "-o", "out", "--gates", "gates"])
-    assert load_gates(folder / "gates").routers.shape == (2, 3, 64)
+    assert "degenerate" not in capsys.readouterr().err
+    gates = load_gates(folder / "gates").routers
+    assert gates.shape == (2, 3, 64)
+    np.testing.assert_allclose(gates.sum(axis=1), 0, atol=1e-3)
+
+
+def test_texts_that_are_all_alike_are_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (same,) = {path.partition("=")[2] for path in texts(folder)[:1]}
+    recipe = write_case(folder, CASES["mixtral-mistral"])
+    fields = json.loads(recipe.read_text()) | {"gate_mode": "calibrated"}
+    for entry in fields["experts"]:
+        entry["positive_texts"] = [same]
+    recipe.write_text(json.dumps(fields))
+    passes(["merge", str(recipe), "-o", "out"])
+    assert "texts are too much alike" in capsys.readouterr().err
