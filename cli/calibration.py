@@ -3,6 +3,8 @@
 The mixture is loaded once and never copied: its routers are replaced while llama.cpp computes.
 """
 
+import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..formats.errors import MoeGgufError, RecipeError
-from .gates import UBATCH, cache_folder, write_gguf
+from ..formats.errors import MoeGgufError, OutputError, RecipeError
+from .gates import CACHE_VARIABLE, UBATCH, cache_folder, write_gguf
 from .terminal import detail, progress, say, warn
 from .text_files import read_text_file
 
@@ -93,9 +95,9 @@ class RouterInputs:
         n_layer, n_expert, n_embd = shape
         self.labels = np.concatenate([np.full(len(text.fit), text.expert) for text in texts])
         self.texts = np.concatenate([np.full(len(text.fit), i) for i, text in enumerate(texts)])
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=cache_folder()) as file:
-            self.states = np.memmap(file, np.float16, "w+", shape=(n_layer, len(self.labels), n_embd))
+        shape_of_states = (n_layer, len(self.labels), n_embd)
+        with TemporaryFile(dir=roomy_cache(2 * math.prod(shape_of_states))) as file:
+            self.states = np.memmap(file, np.float16, "w+", shape=shape_of_states)
         self._at = [0] * n_layer
         loading = LoadOptions(n_expert_used=1 if routers is None else None)
         with progress(len(self.labels), "router inputs", " tokens") as bar, Model(gguf, loading) as model:
@@ -119,6 +121,19 @@ class RouterInputs:
         return self.states[layer].astype(np.float32)
 
 
+def roomy_cache(n_bytes: int) -> Path:
+    """Return moe-gguf's cache folder, made if need be. Raises OutputError when its disk has no room for n_bytes."""
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if n_bytes > free:
+        raise OutputError(
+            f"{folder}: {n_bytes:,} bytes are needed for a while, {free:,} are free; "
+            f"name another folder in {CACHE_VARIABLE}"
+        )
+    return folder
+
+
 def fit_gates(
     gguf: Path,
     texts: Sequence[Text],
@@ -131,10 +146,14 @@ def fit_gates(
 
     Texts run through their own experts, or where `routers` send them.
     """
+    from gguf.constants import Keys
+
+    from ..formats.gguf_file import read_gguf
     from ..merge.calibrate import fit_routers, labels_to_targets, load_of, softmax
     from ..runner.threads import best_thread_count
 
     n_layer, n_expert, _ = shape
+    n_used = int(read_gguf(gguf).hyper(Keys.LLM.EXPERT_USED_COUNT) or n_expert)
     inputs = RouterInputs(gguf, texts, shape, n_ctx, routers)
     with progress(n_layer, "fit", " layers") as bar:
         targets = labels_to_targets(inputs.labels, n_expert)
@@ -142,7 +161,7 @@ def fit_gates(
         fit = fit_routers(inputs.layer, targets, n_layer, ridge, n_threads, bar.update)
     loads = np.mean(
         [
-            load_of(softmax(inputs.layer(layer) @ fit.routers[layer].T), inputs.texts, len(texts), min(2, n_expert))
+            load_of(softmax(inputs.layer(layer) @ fit.routers[layer].T), inputs.texts, len(texts), n_used)
             for layer in range(n_layer)
         ],
         axis=0,
@@ -229,8 +248,7 @@ def calibrated_gates(
 
         gates = Gates(gates.routers, hidden_gates(recipe, models, gate_base).shared)
     say(f"{recipe.name}: fitting routers to {sum(len(text.fit) for text in texts)} tokens")
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="moe-gguf-", dir=cache_folder()) as folder:
+    with TemporaryDirectory(prefix="moe-gguf-", dir=roomy_cache(0)) as folder:
         gguf = Path(folder) / "merged.gguf"
         write_gguf(open_recipe(recipe, gates, models=models), gguf, gate_base)
         routers, report = fit_gates(gguf, texts, shape, n_ctx, RIDGE)
