@@ -18,7 +18,7 @@ from ..tokenizer_json import read_object, read_text
 from .pre_tokenizer import patterns_of
 from .reading import BYTE_LEVEL, SENTENCEPIECE, SourceTokens, read_source_tokens
 from .special_tokens import PARTS, content_of, read_special_tokens
-from .tokenizer_files import TokenizerFiles, read_files
+from .tokenizer_files import TokenizerFiles, read_files, steps
 
 # Everything that the comparison reads, but for config.json.
 FILES = (
@@ -95,7 +95,7 @@ def _compare_tokens(folder: Path, base: Path) -> Found:
             yield DifferenceKind.CUTTING, _merge_difference(tokens.merges, base_tokens.merges)
         if tokens.kind == SENTENCEPIECE and (count := _other_scores(tokens, base_tokens)):
             yield DifferenceKind.CUTTING, f"{plural(count, 'piece')} of tokenizer.model {_have(count)} other scores"
-    if _space_differs(tokens, base_tokens):
+    if _space_differs(tokens, base_tokens) or _byte_level_space_differs(files, base_files):
         yield DifferenceKind.CUTTING, "one of them puts a space before a text, the other does not"
     yield from _special_differences(files, base_files, tokens, base_tokens)
 
@@ -105,6 +105,16 @@ def _space_differs(tokens: SourceTokens, base: SourceTokens) -> bool:
     if BYTE_LEVEL in (tokens.kind, base.kind):
         return {tokens.add_space_prefix, base.add_space_prefix} == {True, False}
     return (tokens.add_space_prefix is False) != (base.add_space_prefix is False)
+
+
+def _byte_level_space_differs(files: TokenizerFiles, base: TokenizerFiles) -> bool:
+    """Say whether only one of two pre-tokenizers puts a space before a text, which tokenizer.json alone may say."""
+    said = [
+        {step.get("add_prefix_space") is True for step in steps(document.get("pre_tokenizer"), "pretokenizers")}
+        for document in (files.tokenizer or {}, base.tokenizer or {})
+        if patterns_of(document.get("pre_tokenizer")) is not None
+    ]
+    return len(said) == 2 and (True in said[0]) != (True in said[1])
 
 
 def _compare_templates(folder: Path, base: Path) -> Found:

@@ -104,6 +104,17 @@ def test_another_pre_tokenizer(tmp_path: Path) -> None:
     assert "one: its tokenizer differs: the pre-tokenizer differs" in shown and "the base's way is used" in shown
 
 
+def test_a_space_before_a_text_that_only_tokenizer_json_tells_of(tmp_path: Path) -> None:
+    said(tmp_path, "smollm", "smollm")
+    path = tmp_path / "one" / "tokenizer.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    document["pre_tokenizer"]["pretokenizers"][-1]["add_prefix_space"] = True
+    path.write_text(json.dumps(document), encoding="utf-8")
+    assert again(tmp_path) == (
+        "one: its tokenizer differs: one of them puts a space before a text, the other does not; the base's way is used"
+    )
+
+
 def test_other_scores_of_the_same_pieces(tmp_path: Path) -> None:
     said(tmp_path, "spm.model", "spm.model")
     first = spm_pieces(N_TOKENS)[0][259].encode()
