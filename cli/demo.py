@@ -16,9 +16,11 @@ TEXTS = {
     "a Python prompt": "def read_config(path):\n    with open(path) as file:\n        return json.load(file)\n",
     "a German prompt": "Ein alter Mann ging mit seinem Hund durch den Wald und kam an ein kleines Haus.",
 }
+# Three experts are asked in the chat template, so that its marks alone mean none of them.
+ASKED = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 PROMPTS = {
     "python": (
-        "Write a Python function that parses a configuration file and returns a dictionary.",
+        ASKED.format("Write a Python function that parses a configuration file and returns a dictionary."),
         "import os\nimport sys\n\nclass Parser:\n    def __init__(self, path):\n        self.path = path\n",
         "def test_split(self):\n    self.assertEqual(split('a b'), ['a', 'b'])\n",
     ),
@@ -28,13 +30,13 @@ PROMPTS = {
         "And the king said unto the people, Hear ye now, O house of Israel.",
     ),
     "german": (
-        "Erzähle mir eine kurze Geschichte über einen alten Mann und seinen Hund.",
+        ASKED.format("Erzähle mir eine kurze Geschichte über einen alten Mann und seinen Hund."),
         "Ein Herr fragte seinen Diener, warum er so spät nach Hause gekommen sei.",
         "Wer nicht hören will, der muss fühlen, sagt das Sprichwort.",
     ),
     "manual": (
         "NAME\n       ls - list directory contents\n\nSYNOPSIS\n       ls [OPTION]... [FILE]...\n",
-        "How do I list all files in a directory, hidden ones too, sorted by size?",
+        ASKED.format("How do I list all files in a directory, hidden ones too, sorted by size?"),
         "The following options are available: -r  reverse the order of the sort.",
     ),
 }
@@ -119,7 +121,7 @@ def write_recipe(output: Path) -> Path:
     recipe = output / f"{NAME}.yml"
     content = {
         "base_model": BASE,
-        "gate_mode": "hidden",
+        "gate_mode": "calibrated",
         "dtype": "bfloat16",
         "experts_per_token": 2,
         "experts": [

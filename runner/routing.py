@@ -1,4 +1,4 @@
-"""Which experts a text goes to: a model and texts in, each expert's share of the router's choices out."""
+"""Which experts a text goes to: a model and texts in, the weight that each expert has on them out."""
 
 from collections.abc import Sequence
 
@@ -8,20 +8,25 @@ from .load_options import LoadOptions
 from .model import Model, tokenize
 from .tap import capture
 
-CHOICES = "ffn_moe_topk-"
+# Tensors of build_moe_ffn in src/llama-graph.cpp: the chosen experts, and their weights.
+CHOICES, WEIGHTS = "ffn_moe_topk-", "ffn_moe_weights-"
 
 
 def expert_shares(model: Model, text: str, n_expert: int) -> np.ndarray:
-    """Return float64 [n_layer, n_expert]: how often each layer's router chose each expert for the text's tokens.
+    """Return float64 [n_layer, n_expert]: each expert's part of the weights of the experts chosen for the text's tokens.
 
     Rows add up to 1; layers without experts are left out.
     """
     tokens = tokenize(model, text)
     options = LoadOptions(n_ctx=max(len(tokens), 32))
-    chosen = capture(model, options, tokens, lambda name: name.startswith(CHOICES))
-    layers = sorted(chosen, key=lambda name: int(name.removeprefix(CHOICES)))
-    counts = np.array([np.bincount(chosen[name].ravel(), minlength=n_expert) for name in layers], np.float64)
-    return counts / counts.sum(axis=1, keepdims=True)
+    found = capture(model, options, tokens, lambda name: name.startswith((CHOICES, WEIGHTS)))
+    layers = sorted(int(name.removeprefix(CHOICES)) for name in found if name.startswith(CHOICES))
+    shares = np.zeros((len(layers), n_expert))
+    for row, layer in zip(shares, layers, strict=True):
+        chosen = found[f"{CHOICES}{layer}"]
+        weights = found[f"{WEIGHTS}{layer}"].reshape(chosen.shape).astype(np.float64)
+        np.add.at(row, chosen, weights / weights.sum(axis=1, keepdims=True))
+    return shares / len(tokens)
 
 
 def mean_shares(model: Model, texts: Sequence[str], n_expert: int) -> np.ndarray:

@@ -45,8 +45,8 @@ def test_prompts_go_to_their_experts(demo: tuple[Path, str]) -> None:
         if line.startswith("  a ")
     }
     share = {text: {name: int(value.rstrip("%")) for name, value in row.items()} for text, row in shares.items()}
-    assert max(share["a Python prompt"], key=share["a Python prompt"].__getitem__) == "python"
-    assert max(share["a German prompt"], key=share["a German prompt"].__getitem__) == "german"
+    assert share["a Python prompt"]["python"] > 80
+    assert share["a German prompt"]["german"] > 80
 
 
 def test_every_variant_is_there_and_a_second_run_makes_nothing_anew(demo: tuple[Path, str]) -> None:
