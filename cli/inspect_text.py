@@ -82,11 +82,12 @@ def explain_parameters(report: dict[str, Any]) -> list[str]:
     scale, unit = next(((10**power, word) for power, word in ((9, "B"), (6, "M")) if dense >= 10**power), (1000, "K"))
     each = round(dense / scale, 0 if dense >= 5 * scale else 1)
     apart = format_count(parameters["total"] - parameters["experts"])
+    shared = any(row["role"] == "shared experts" for row in report["roles"])
+    once = "shared experts, attention, embeddings and norms" if shared else "attention, embeddings and norms"
     return [
         f"Not {n_expert} x {each:g} {unit} = {n_expert * each:g} {unit}: only the experts' feed-forward layers "
         f"exist {n_expert} times ({format_count(parameters['experts'])});",
-        f"attention, embeddings and norms exist once ({apart}). "
-        f"A token passes {report['n_expert_used']} of {n_expert} experts.",
+        f"{once} exist once ({apart}). A token passes {report['n_expert_used']} of {n_expert} experts.",
     ]
 
 

@@ -29,10 +29,12 @@ def explain(placement: Placement) -> list[Group]:
     dense, experts = _by_device(placement)
     names = [name for name in (*(options.devices or ()), CPU) if name in dense or name in experts]
     has_experts = bool(experts)
+    has_shared = any("_shexp." in name for name in facts.tensors)
+    dense_part = "attention, norms, routers" + (", shared experts" if has_shared else "")
     for device in names:
         if device in dense:
             layers, n_bytes = dense[device]
-            what = "attention, norms, routers" if has_experts else "layers"
+            what = dense_part if has_experts else "layers"
             groups.append(Group(f"{what} {span(layers)}", device, n_bytes, _dense_reason(placement, device)))
     for device, (layers, n_bytes) in _caches(placement).items():
         reason = "beside its attention" if options.offload_kqv else "kept home by -nkvo"

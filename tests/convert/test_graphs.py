@@ -56,6 +56,19 @@ def test_granitemoe_is_quantized_as_llama_cpp_quantizes_it(tmp_path: Path) -> No
         assert ours.read_bytes() == stock.read_bytes(), name
 
 
+def test_shared_experts_are_named_where_they_are_counted(tmp_path: Path) -> None:
+    for shared in (True, False):
+        folder = tmp_path / str(shared)
+        assert (
+            convert(recipe(folder, Case(Dense(), architecture="deepseek", shared=shared)), folder / "a.gguf").status
+            == 0
+        )
+        inspected, planned = (moe_gguf(verb, folder / "a.gguf", "-q").stdout for verb in ("inspect", "fit"))
+        assert ("shared experts, attention, embeddings and norms exist once (" in inspected) is shared
+        assert ("attention, norms, routers, shared experts 0-1 " in planned) is shared
+        assert "embeddings and norms exist once (" in inspected and "attention, norms, routers" in planned
+
+
 def test_experts_may_be_narrower_than_the_dense_layers_that_are_not_there(tmp_path: Path) -> None:
     for shared, graph in ((True, "granitemoe"), (False, "llama")):
         folder = tmp_path / graph
