@@ -15,8 +15,8 @@ from .losses import negative_log_likelihood
 from .model import Model
 from .tap import collect, tapped_logits
 
-# Tensors of build_moe_ffn in src/llama-graph.cpp, and what all graphs call its input.
-INPUT, LOGITS = "ffn_norm-", "ffn_moe_logits-"
+# A router's product in build_moe_ffn of src/llama-graph.cpp; its input has another name in every second graph.
+LOGITS = "ffn_moe_logits-"
 NEVER = -1e4
 
 # A layer and what enters its router, float32 [n_token, n_embd], to routing logits [n_token, n_expert].
@@ -49,7 +49,7 @@ def rerouted(
     remaining = iter(windows)
     window, start = next(remaining, ()), 0
     with _one_blas_thread():
-        for logits in tapped_logits(model, options, windows, routing.wants, routing.replaced):
+        for logits in tapped_logits(model, options, windows, routing.wants, routing.replaced, factors=True):
             routing.check()
             if start == len(window):
                 window, start = next(remaining), 0
@@ -63,7 +63,7 @@ def enter_routers(
     """Decode windows as `rerouted` does, for what `route` sees of them: nothing after the last router is computed."""
     routing = _Routing(model, route)
     with _one_blas_thread():
-        collect(model, options, windows, routing.wants, routing.replaced, f"{LOGITS}{n_layer - 1}")
+        collect(model, options, windows, routing.wants, routing.replaced, f"{LOGITS}{n_layer - 1}", factors=True)
     routing.check()
 
 
@@ -79,17 +79,13 @@ class _Routing:
 
     def __init__(self, model: Model, route: Route) -> None:
         self._model, self._route, self._seen = model, route, False
-        self._entered: dict[str, np.ndarray] = {}
 
     def wants(self, name: str) -> bool:
-        return name.startswith((INPUT, LOGITS)) and name.rpartition("-")[2].isdecimal()
+        return name.startswith(LOGITS) and name.rpartition("-")[2].isdecimal()
 
-    def replaced(self, name: str, array: np.ndarray) -> np.ndarray | None:
-        if name.startswith(INPUT):
-            self._entered[name.removeprefix(INPUT)] = array
-            return None
-        layer, self._seen = name.removeprefix(LOGITS), True
-        return self._route(int(layer), self._entered.pop(layer))
+    def replaced(self, name: str, entered: np.ndarray) -> np.ndarray:
+        self._seen = True
+        return self._route(int(name.removeprefix(LOGITS)), entered)
 
     def check(self) -> None:
         if not self._seen:

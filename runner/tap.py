@@ -27,28 +27,36 @@ OnTensor = Callable[[str, np.ndarray], np.ndarray | None]
 
 
 class TensorHead(ctypes.Structure):
-    """The first fields of struct ggml_tensor (ggml/include/ggml.h): type, buffer, ne, nb."""
+    """The first fields of struct ggml_tensor (ggml/include/ggml.h), up to what it is computed from."""
 
     _fields_ = (
         ("type", ctypes.c_int),
         ("buffer", ctypes.c_void_p),
         ("ne", ctypes.c_int64 * 4),
         ("nb", ctypes.c_size_t * 4),
+        ("op", ctypes.c_int),
+        ("op_params", ctypes.c_int32 * 16),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * 10),
     )
 
 
 class Tap:
     """A `cb_eval` callback that hands wanted tensors to a function; give `callback` to an Engine."""
 
-    def __init__(self, wanted: Callable[[str], bool], on_tensor: OnTensor, last: str | None = None) -> None:
+    def __init__(
+        self, wanted: Callable[[str], bool], on_tensor: OnTensor, last: str | None = None, factors: bool = False
+    ) -> None:
         """Listen for tensors whose names `wanted` accepts, such as "ffn_moe_topk-3"; names are asked once each.
 
         What `on_tensor` returns, unless None, takes the tensor's place. What comes after the wanted tensor `last` is
-        not computed: the logits are then none.
+        not computed: the logits are then none. With `factors`, wanted tensors are products of a matrix of weights,
+        and what the weights are multiplied by is handed over instead.
         """
         self._wanted = cache(wanted)
         self._on_tensor = on_tensor
         self._last = last
+        self._factors = factors
         self._error: BaseException | None = None
         self.n_tokens = 0
         self.callback = llama().ggml_backend_sched_eval_callback(self._called)
@@ -67,7 +75,8 @@ class Tap:
             if not self._wanted(name):
                 return not asks
             if not asks:
-                changed = self._on_tensor(name, read_tensor(tensor, self.n_tokens))
+                given = factor_of(tensor, name) if self._factors else tensor
+                changed = self._on_tensor(name, read_tensor(given, self.n_tokens))
                 if changed is not None:
                     write_tensor(tensor, changed)
                 return name != self._last
@@ -84,15 +93,16 @@ def collect(
     wanted: Callable[[str], bool],
     on_tensor: OnTensor,
     last: str | None = None,
+    factors: bool = False,
 ) -> None:
     """Decode each batch of tokens with an empty context and hand over the wanted tensors of every computed graph.
 
     A batch longer than options.n_ubatch is computed in several graphs, in order. The first axis of an array is
     the tokens: ffn_moe_topk-N is int32 [tokens, n_expert_used], ffn_norm-N and l_out-N are float32
     [tokens, n_embd]. Every token is an output, so that the last layers are computed for all of them; what comes after
-    the tensor `last` is left out. Raises what `on_tensor` raises.
+    the tensor `last` is left out; `factors`: see Tap. Raises what `on_tensor` raises.
     """
-    for _ in tapped_logits(model, options, token_batches, wanted, on_tensor, last):
+    for _ in tapped_logits(model, options, token_batches, wanted, on_tensor, last, factors):
         pass
 
 
@@ -103,12 +113,13 @@ def tapped_logits(
     wanted: Callable[[str], bool],
     on_tensor: OnTensor,
     last: str | None = None,
+    factors: bool = False,
 ) -> Iterator[np.ndarray]:
     """Do the work of `collect` while being iterated: yield each graph's logits [tokens, n_vocab].
 
     The next graph overwrites them.
     """
-    tap = Tap(wanted, on_tensor, last)
+    tap = Tap(wanted, on_tensor, last, factors)
     with Engine(model, options, tap.callback) as engine:
         for tokens in token_batches:
             engine.forget(0)
@@ -147,6 +158,15 @@ def read_tensor(tensor: int, n_tokens: int) -> np.ndarray:
     return array if len(array) == n_tokens else array[None]
 
 
+def factor_of(product: int, name: str) -> int:
+    """Return the tensor that a matrix of weights was multiplied by. Raises EngineError for another operation."""
+    head = TensorHead.from_address(product)
+    operation = functions().ggml_op_name(head.op).decode()
+    if operation != "MUL_MAT":
+        raise EngineError(f"{name} of llama.cpp's graph of this model is no product of a matrix ({operation})")
+    return head.src[1]
+
+
 def write_tensor(tensor: int, array: np.ndarray) -> None:
     """Put an array, as large as the tensor, in its place on its device. Views with gaps between rows are refused."""
     head = TensorHead.from_address(tensor)
@@ -163,10 +183,12 @@ def functions() -> SimpleNamespace:
     """Return the functions of libggml-base used here, with their signatures."""
     base = ggml("ggml-base")
     base.ggml_get_name.restype, base.ggml_get_name.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
+    base.ggml_op_name.restype, base.ggml_op_name.argtypes = ctypes.c_char_p, [ctypes.c_int]
     for move in (base.ggml_backend_tensor_get, base.ggml_backend_tensor_set):
         move.restype, move.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
     return SimpleNamespace(
         ggml_get_name=base.ggml_get_name,
+        ggml_op_name=base.ggml_op_name,
         ggml_backend_tensor_get=base.ggml_backend_tensor_get,
         ggml_backend_tensor_set=base.ggml_backend_tensor_set,
     )

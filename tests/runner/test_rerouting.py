@@ -12,7 +12,7 @@ from moe_gguf.runner.model import Model, tokenize
 from moe_gguf.runner.rerouting import Route, by_routers, enter_routers, rerouted, rerouted_losses, to_expert
 
 from .conftest import ONE_THREAD
-from .tiny_gguf import N_EMBD, N_EXPERT, N_LAYER, tiny_tensors, write_tiny
+from .tiny_gguf import N_EMBD, N_EXPERT, N_LAYER, Fields, Tensors, tiny_tensors, write_tiny
 
 TEXT = "the cat and the hat in a land that had a thin can and an ant then the chin had a tan"
 ROUTER = "blk.{layer}.ffn_gate_inp.weight"
@@ -80,6 +80,28 @@ def test_routers_see_what_enters_them(tiny: Model) -> None:
 
     rerouted_losses(tiny, OPTIONS, tokenize(tiny, TEXT)[:20], watch(by_routers(own_routers())))
     assert shapes == [(layer, (20, N_EMBD)) for layer in range(N_LAYER)]
+
+
+def as_dbrx(fields: Fields, tensors: Tensors) -> None:
+    """Make a DBRX of the tiny llama: its graph does not call what enters a router ffn_norm."""
+    fields["general.architecture"] = "dbrx"
+    for key in [key for key in fields if key.startswith("llama.")]:
+        fields[key.replace("llama.", "dbrx.")] = fields.pop(key)
+    fields |= {"dbrx.attention.layer_norm_epsilon": 1e-5, "dbrx.attention.clamp_kqv": 8.0}
+    for layer in range(N_LAYER):
+        name = f"blk.{layer}.{{}}.weight".format
+        tensors[name("attn_qkv")] = np.concatenate([tensors.pop(name(f"attn_{part}")) for part in "qkv"])
+        tensors[name("attn_output_norm")] = tensors.pop(name("ffn_norm"))
+
+
+def test_what_enters_routers_is_found_whatever_a_graph_calls_it(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "dbrx.gguf", as_dbrx)
+    with Model(path, OPTIONS) as model:
+        tokens = tokenize(model, TEXT)
+        found = rerouted_losses(model, OPTIONS, tokens, by_routers(own_routers()))
+        others = rerouted_losses(model, OPTIONS, tokens, by_routers(own_routers()[:, ::-1]))
+    np.testing.assert_allclose(found, losses_of(path, tokens), atol=1e-4)
+    assert np.abs(others - found).max() > 0.1
 
 
 def test_a_dense_model_has_no_routers(smollm2: Model) -> None:

@@ -33,6 +33,19 @@ def test_the_routers_choice_is_that_of_its_probabilities(tiny: Model, n_tokens: 
         np.testing.assert_allclose(probabilities, softmax, atol=1e-4)
 
 
+def test_what_routers_are_multiplied_by(tiny: Model) -> None:
+    tokens = tokenize(tiny, TEXT)[:20]
+    entered = capture(tiny, ONE_THREAD, tokens, lambda name: name.startswith("ffn_norm-"))
+    found: dict[str, np.ndarray] = {}
+    collect(tiny, ONE_THREAD, [tokens], lambda name: name.startswith("ffn_moe_logits-"), found.__setitem__, None, True)
+    for layer in range(N_LAYER):
+        np.testing.assert_array_equal(found[f"ffn_moe_logits-{layer}"], entered[f"ffn_norm-{layer}"])
+    with pytest.raises(
+        EngineError, match=r"l_out-1 of llama.cpp's graph of this model is no product of a matrix \(ADD"
+    ):
+        collect(tiny, ONE_THREAD, [tokens], lambda name: name == "l_out-1", found.__setitem__, None, True)
+
+
 def test_tapping_does_not_change_the_logits(tiny: Model) -> None:
     tokens = tokenize(tiny, TEXT)
     found = capture(tiny, ONE_THREAD, tokens, lambda name: name in ("result_output", "l_out-1"))
