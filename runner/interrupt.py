@@ -7,6 +7,30 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from .engine import Cancelled, Engine
+
+
+@contextmanager
+def interruptible(engine: Engine) -> Iterator[None]:
+    """Let Ctrl-C stop what the engine computes inside the block, and then raise KeyboardInterrupt as ever.
+
+    Inside a callback that llama.cpp calls, Python would print a KeyboardInterrupt and go on.
+    """
+    pressed = threading.Event()
+
+    def stop() -> None:
+        pressed.set()
+        engine.cancel()
+
+    with on_interrupt(stop):
+        try:
+            yield
+        except Cancelled:
+            if not pressed.is_set():
+                raise
+    if pressed.is_set():
+        raise KeyboardInterrupt
+
 
 @contextmanager
 def on_interrupt(act: Callable[[], None]) -> Iterator[None]:

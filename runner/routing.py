@@ -13,7 +13,7 @@ CHOICES, WEIGHTS = "ffn_moe_topk-", "ffn_moe_weights-"
 
 
 def expert_shares(model: Model, text: str, n_expert: int) -> np.ndarray:
-    """Return float64 [n_layer, n_expert]: each expert's part of the weights of the experts chosen for the text's tokens.
+    """Return float64 [n_layer, n_expert]: each expert's part of the chosen experts' weights for the text's tokens.
 
     Rows add up to 1; layers without experts are left out.
     """

@@ -15,6 +15,7 @@ from gguf.constants import GGMLQuantizationType
 from ..formats.errors import EngineError
 from ..formats.llamacpp import ggml, llama
 from .engine import Engine
+from .interrupt import interruptible
 from .load_options import LoadOptions
 from .model import Model
 
@@ -126,7 +127,8 @@ def tapped_logits(
             for start in range(0, len(tokens), engine.n_ubatch):
                 block = tokens[start : start + engine.n_ubatch]
                 tap.n_tokens = len(block)
-                logits = engine.decode_all(0, block)
+                with interruptible(engine):
+                    logits = engine.decode_all(0, block)
                 tap.raise_error()
                 yield logits
 

@@ -1,5 +1,8 @@
 """Tensors captured while llama.cpp computes, against each other and against the final logits."""
 
+import itertools
+import signal
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -93,3 +96,14 @@ def test_what_the_listener_returns_takes_the_tensors_place(tiny: Model) -> None:
 def test_a_tensor_with_gaps_or_of_another_size_is_not_replaced(tiny: Model, name: str, width: int) -> None:
     with pytest.raises(EngineError, match="cannot be replaced"):
         collect(tiny, ONE_THREAD, [[1, 2, 3, 4]], name.__eq__, lambda _, array: array[:, :width].copy())
+
+
+def test_ctrl_c_stops_it_wherever_it_comes(tiny: Model) -> None:
+    tokens = tokenize(tiny, TEXT)
+    for wait in (0.01, 0.03, 0.05, 0.07, 0.09):
+        pressed = threading.Timer(wait, signal.raise_signal, [signal.SIGINT])
+        pressed.start()
+        with pytest.raises(KeyboardInterrupt):
+            collect(tiny, ONE_THREAD, itertools.repeat(tokens), lambda name: True, lambda name, array: None)
+        pressed.join()
+    assert len(capture(tiny, ONE_THREAD, tokens, lambda name: name == "result_output")["result_output"]) == len(tokens)
