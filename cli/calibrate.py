@@ -13,11 +13,13 @@ from .terminal import verbosity
 from .text_files import read_text_file
 
 if TYPE_CHECKING:
+    from ..formats.gguf_file import GgufFile
     from ..runner.model import Model
     from .calibration import Text
 
 
 FINITE = FiniteRange(min=0, min_open=True)
+SHARPNESS = FiniteRange(min=0, min_open=True, max=1000)
 
 
 @click.command()
@@ -36,7 +38,7 @@ FINITE = FiniteRange(min=0, min_open=True)
 )
 @click.option("-c", "--ctx-size", type=click.IntRange(16), default=512, show_default=True, help="Tokens read at once.")
 @click.option("--ridge", type=FINITE, default=1e-3, show_default=True, help="L2 penalty of the regression.")
-@click.option("--sharpness", type=FINITE, help="Factor of the routers' scores  [default: chosen by the loss]")
+@click.option("--sharpness", type=SHARPNESS, help="Factor of the routers' scores  [default: chosen by the loss]")
 @click.option("-f", "--force", is_flag=True, help="Overwrite the output.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @verbosity
@@ -50,9 +52,13 @@ def command(model: str, texts: tuple[str, ...], first: tuple[str, ...], **option
 
 
 def check_output(output: Path, inputs: Sequence[Path], force: bool) -> None:
-    """Refuse an output that is an input, exists, or has no folder, before anything is computed. Raises OutputError."""
+    """Refuse an output that is an input, exists, or has no folder, before anything is computed. Raises OutputError.
+
+    `force` is for gates: what is none of them is never overwritten.
+    """
     from ..formats.errors import OutputError
     from ..formats.gguf_file import same_file
+    from ..merge.gates import load_gates
 
     if any(same_file(output, path) for path in inputs):
         raise OutputError(f"{output}: the output is an input; choose another name")
@@ -62,6 +68,19 @@ def check_output(output: Path, inputs: Sequence[Path], force: bool) -> None:
         raise OutputError(f"{output.parent}: no such folder; create it first")
     if output.exists() and not force:
         raise OutputError(f"{output}: exists already; choose another name, or overwrite it with --force")
+    if output.exists():
+        try:
+            load_gates(output)
+        except MoeGgufError:
+            raise OutputError(f"{output}: is no file of gates, so --force leaves it; choose another name") from None
+
+
+def check_routing(file: "GgufFile") -> None:
+    """Refuse a model whose routers choose by more than their scores. Raises GgufError."""
+    from ..formats.errors import GgufError
+
+    if biases := [name for name in file.tensors if ".exp_probs_b" in name]:
+        raise GgufError(f"{file.path}: experts are chosen with a bias ({biases[0]}), which calibrate does not fit")
 
 
 def calibrate(
@@ -81,7 +100,7 @@ def calibrate(
     import numpy as np
 
     from ..formats.gguf_file import read_gguf
-    from ..merge.gates import Gates, save_gates
+    from ..merge.gates import Gates, check_gates, save_gates
     from ..merge.regate import read_routers, router_shape
     from ..runner.load_options import LoadOptions
     from ..runner.model import Model
@@ -92,7 +111,8 @@ def calibrate(
     path = resolve_gguf(model)
     file = read_gguf(path)
     shape = router_shape(file)
-    check_output(output, [path, *(Path(text.partition("=")[2]) for text in texts)], force)
+    check_routing(file)
+    check_output(output, [*file.shards, *(Path(text.partition("=")[2]) for text in texts)], force)
     own = read_routers(file)
     contents = read_texts(texts, shape[1], file.path.name)
     with Model(path, LoadOptions()) as mixture:
@@ -109,6 +129,7 @@ def calibrate(
             sharpness = choose_sharpness(mixture, routers, split, ctx_size)
         losses["after"] = losses_of(mixture, judged, ctx_size, routers, sharpness)
     gates = Gates(np.float32(sharpness) * routers, own.shared)
+    check_gates(gates, *shape, 0, path.name)
     save_gates(output, gates, {"model": path.name, "texts": " ".join(texts), "ridge": str(ridge)})
     report = {"output": str(output), "rounds": reports, "sharpness": sharpness, "loss": losses}
     if as_json:
@@ -134,7 +155,8 @@ def read_texts(texts: Sequence[str], n_expert: int, model: str) -> list[tuple[st
         expert = int(name) if name.isdecimal() else index
         if expert >= n_expert:
             raise MoeGgufError(f"{argument}: {model} has {n_expert} experts, 0 to {n_expert - 1}")
-        named.append((name, expert, read_text_file(path)))
+        same = sum(other.rpartition("-")[0] == name or other == name for other, _, _ in named)
+        named.append((f"{name}-{same + 1}" if same else name, expert, read_text_file(path)))
     missing = sorted(set(range(n_expert)) - {expert for _, expert, _ in named})
     if missing:
         raise MoeGgufError(f"no text for expert {', '.join(map(str, missing))} of {model}; give each one")
@@ -142,11 +164,15 @@ def read_texts(texts: Sequence[str], n_expert: int, model: str) -> list[tuple[st
 
 
 def tokenized(model: "Model", named: Sequence[tuple[str, int, str]], n_token: int, n_held_out: int) -> "list[Text]":
-    """Cut texts into tokens of the model, to fit, to tune and to judge."""
+    """Cut texts into tokens of the model, to fit, to tune and to judge. Raises MoeGgufError for too short ones."""
     from ..runner.model import tokenize
     from .calibration import split_texts
 
-    return split_texts(named, lambda text: tokenize(model, text, False, False), n_token, n_held_out)
+    texts = split_texts(named, lambda text: tokenize(model, text, False, False), n_token, n_held_out)
+    for text in texts:
+        if len(text.held_out) < 2:
+            raise MoeGgufError(f"text {text.name} is too short to be judged by; give ten tokens or more")
+    return texts
 
 
 def show(report: Mapping[str, Any], texts: "Sequence[Text]") -> None:

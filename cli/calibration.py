@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 TUNING_TOKENS = 512
 MAX_FITTERS = 4
 LOW_ACCURACY = 0.7
+F16_MAX = 65504.0
 SHARPNESSES = (1.0, 0.5, 0.25, 0.125, 0.0625)
 
 
@@ -110,7 +111,7 @@ class RouterInputs:
         def kept(layer: int, x: np.ndarray) -> np.ndarray:
             start = self._at[layer]
             self._at[layer] = start + len(x)
-            self.states[layer, start : self._at[layer]] = x
+            self.states[layer, start : self._at[layer]] = np.clip(x, -F16_MAX, F16_MAX)
             advance(0 if layer else len(x))
             return route(layer, x)
 
@@ -153,7 +154,7 @@ def fit_gates(
     from ..runner.threads import best_thread_count
 
     n_layer, n_expert, _ = shape
-    n_used = int(read_gguf(gguf).hyper(Keys.LLM.EXPERT_USED_COUNT) or n_expert)
+    n_used = int(np.max(read_gguf(gguf).hyper(Keys.LLM.EXPERT_USED_COUNT) or n_expert))
     inputs = RouterInputs(gguf, texts, shape, n_ctx, routers)
     with progress(n_layer, "fit", " layers") as bar:
         targets = labels_to_targets(inputs.labels, n_expert)

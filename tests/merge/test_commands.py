@@ -112,6 +112,24 @@ def test_calibrate_prints_a_table(folder: Path, capsys: pytest.CaptureFixture[st
     assert "held-out loss" in out and "accuracy" in out and "gates saved to gates" in out
 
 
+def test_an_expert_can_have_several_texts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_gguf_of(folder, "mixtral-mistral")
+    files = [argument.partition("=")[2] for argument in texts(folder)]
+    given = [f"0={files[0]}", f"1={files[1]}", f"2={files[2]}", f"0={files[1]}", f"0={files[2]}"]
+    passes(["calibrate", str(path), *given, "-o", "gates", "--tokens", "64", "--held-out", "16", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    names = ["0", "1", "2", "0-2", "0-3"]
+    assert list(report["loss"]["after"]) == names and list(report["rounds"][0]["load"]) == names
+
+
+def test_a_shard_is_no_place_for_gates(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    passes(["convert", str(write_case(folder, CASES["mixtral-mistral"])), "-o", "m.gguf", "--split-max-size", "100K"])
+    shards = sorted(folder.glob("m-0000*"))
+    held = shards[1].read_bytes()
+    given = ["calibrate", str(shards[0]), *texts(folder), "-o", str(shards[1]), "-f"]
+    assert "the output is an input" in fails(given, capsys) and shards[1].read_bytes() == held
+
+
 def test_what_cannot_be_calibrated_is_one_clear_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(write_gguf_of(folder, "mixtral-mistral"))
     given = texts(folder)
@@ -122,6 +140,11 @@ def test_what_cannot_be_calibrated_is_one_clear_line(folder: Path, capsys: pytes
     assert "text 1 has 0 tokens" in fails(["calibrate", path, given[0], "1=empty.txt", given[2], "-o", "g"], capsys)
     (folder / "g").write_text("mine")
     assert "exists already" in fails(["calibrate", path, *given, "-o", "g"], capsys)
+    assert "is no file of gates" in fails(["calibrate", path, *given, "-o", "g", "-f"], capsys)
+    assert (folder / "g").read_text() == "mine"
+    (folder / "short.txt").write_text("and so")
+    assert "too short to be judged" in fails(["calibrate", path, "0=short.txt", *given[1:], "-o", "n"], capsys)
+    assert not (folder / "n").exists()
     dense = str(write_gguf_of(folder, "mixtral-mistral", dense=True))
     assert "not a mixture of experts" in fails(["calibrate", dense, *given, "-o", "new"], capsys)
 

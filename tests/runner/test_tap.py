@@ -104,6 +104,6 @@ def test_ctrl_c_stops_it_wherever_it_comes(tiny: Model) -> None:
         pressed = threading.Timer(wait, signal.raise_signal, [signal.SIGINT])
         pressed.start()
         with pytest.raises(KeyboardInterrupt):
-            collect(tiny, ONE_THREAD, itertools.repeat(tokens), lambda name: True, lambda name, array: None)
+            collect(tiny, ONE_THREAD, itertools.repeat(tokens, 5000), lambda name: True, lambda name, array: None)
         pressed.join()
     assert len(capture(tiny, ONE_THREAD, tokens, lambda name: name == "result_output")["result_output"]) == len(tokens)
