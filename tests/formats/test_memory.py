@@ -61,16 +61,22 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# Linux counts what a process held before it became another program, so one of a few MB starts the command.
+MEASURED = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+print(usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
 def peak(*arguments: str | Path) -> float:
     """Run `moe-gguf`; return the most memory that it held at a time, mapped files included, in MB."""
     command = [sys.executable, "-c", "from moe_gguf.cli import main; main()", *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    said = process.stderr.read().decode()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, said
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / MB
+    outcome = subprocess.run([sys.executable, "-c", MEASURED, *command], capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr
+    return int(outcome.stdout) * (1 if sys.platform == "darwin" else 1024) / MB
 
 
 @pytest.mark.slow
