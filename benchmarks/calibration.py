@@ -17,9 +17,9 @@ What was learnt:
   for the best single expert), none where each text is one expert's own. So tokens that are set aside choose.
 - Tokens are fitted to with one expert each and nothing after the last router is computed: half of the work. BLAS must
   not use threads of its own beside llama.cpp's, whose waiting it slows: 8.5 s became 13.
-- Other targets were tried on the same texts, and none was better than the text's own expert (2.389 nats):
-  posteriors of each token's losses under each expert (2.527, they are noise), the same over 129 tokens around (2.390).
-  Gradients of the loss itself by a program with automatic differentiation: 2.390 after two passes, then worse.
+- Other targets were tried on such texts, and none was better than the text's own expert: posteriors of each token's
+  losses under each expert (2.527 nats instead of 2.510, they are noise), the same over 129 tokens around (2.390 instead
+  of 2.389). Gradients of the loss itself, by a program with automatic differentiation: 2.389 to 2.390, then worse.
 """
 
 import argparse
