@@ -45,14 +45,17 @@ def on_interrupt(act: Callable[[], None]) -> Iterator[None]:
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     watcher = threading.Thread(target=_watch, args=(ours, act), daemon=True)
-    old_handler: Any = signal.signal(signal.SIGINT, lambda *_: None)
-    old_fd = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     watcher.start()
+    # A handler is only ever in place with its socket: between the two, Ctrl-C would be lost.
+    old_fd = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     try:
-        yield
+        old_handler: Any = signal.signal(signal.SIGINT, lambda *_: None)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, old_handler)
     finally:
         signal.set_wakeup_fd(old_fd)
-        signal.signal(signal.SIGINT, old_handler)
         theirs.close()
         watcher.join()
         ours.close()
