@@ -19,7 +19,7 @@ from .engine import Engine
 from .load_options import LoadOptions
 from .losses import all_logits
 from .model import Model, tokenize
-from .tap import tapped_logits
+from .tap import Tap, TappedEngine
 
 # Tensors of build_moe_ffn in src/llama-graph.cpp: the chosen experts' weights, and their sum, which divides them.
 WEIGHTS, WEIGHTS_SUM = "ffn_moe_weights-", "ffn_moe_weights_sum_clamped-"
@@ -91,8 +91,8 @@ def asked_logits(model: Model, options: LoadOptions, tokens: Sequence[int]) -> n
     """Return the logits [tokens, n_vocab] that the file asks for, where `asked_otherwise` is not None."""
     asked = asked_otherwise(model.file)
     prefix, change = (WEIGHTS, _renormalized) if asked else (WEIGHTS_SUM, _ones)
-    graphs = tapped_logits(model, options, [tokens], lambda name: name.startswith(prefix), change)
-    return np.concatenate([logits.copy() for logits in graphs])
+    with TappedEngine(model, options, Tap(lambda name: name.startswith(prefix), change)) as engine:
+        return all_logits(engine, 0, tokens)
 
 
 def _renormalized(_: str, weights: np.ndarray) -> np.ndarray:

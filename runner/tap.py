@@ -4,7 +4,7 @@ A tensor can be replaced before the rest of the graph is computed from it.
 """
 
 import ctypes
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +17,7 @@ from ..formats.llamacpp import ggml, llama
 from .engine import Engine
 from .interrupt import interruptible
 from .load_options import LoadOptions
+from .losses import logit_blocks
 from .model import Model
 
 DTYPES = {
@@ -87,6 +88,23 @@ class Tap:
         return True
 
 
+class TappedEngine(Engine):
+    """An engine whose graphs are listened to: `decode_all` raises what the listener raised, and stops at Ctrl-C."""
+
+    def __init__(self, model: Model, options: LoadOptions, tap: Tap) -> None:
+        """Make the context. Raises EngineError when it does not fit."""
+        super().__init__(model, options, tap.callback)
+        self._tap = tap
+
+    def decode_all(self, sequence: int, tokens: Sequence[int]) -> np.ndarray:
+        """Append tokens as any engine does, while their graph is listened to."""
+        self._tap.n_tokens = len(tokens)
+        with interruptible(self):
+            logits = super().decode_all(sequence, tokens)
+        self._tap.raise_error()
+        return logits
+
+
 def collect(
     model: Model,
     options: LoadOptions,
@@ -103,34 +121,16 @@ def collect(
     [tokens, n_embd]. Every token is an output, so that the last layers are computed for all of them; what comes after
     the tensor `last` is left out; `factors`: see Tap. Raises what `on_tensor` raises.
     """
-    for _ in tapped_logits(model, options, token_batches, wanted, on_tensor, last, factors):
-        pass
+    with TappedEngine(model, options, Tap(wanted, on_tensor, last, factors)) as engine:
+        decode_each(engine, token_batches)
 
 
-def tapped_logits(
-    model: Model,
-    options: LoadOptions,
-    token_batches: Iterable[Sequence[int]],
-    wanted: Callable[[str], bool],
-    on_tensor: OnTensor,
-    last: str | None = None,
-    factors: bool = False,
-) -> Iterator[np.ndarray]:
-    """Do the work of `collect` while being iterated: yield each graph's logits [tokens, n_vocab].
-
-    The next graph overwrites them.
-    """
-    tap = Tap(wanted, on_tensor, last, factors)
-    with Engine(model, options, tap.callback) as engine:
-        for tokens in token_batches:
-            engine.forget(0)
-            for start in range(0, len(tokens), engine.n_ubatch):
-                block = tokens[start : start + engine.n_ubatch]
-                tap.n_tokens = len(block)
-                with interruptible(engine):
-                    logits = engine.decode_all(0, block)
-                tap.raise_error()
-                yield logits
+def decode_each(engine: Engine, token_batches: Iterable[Sequence[int]]) -> None:
+    """Decode each batch of tokens with an empty context, for what listens."""
+    for tokens in token_batches:
+        engine.forget(0)
+        for _ in logit_blocks(engine, 0, tokens):
+            pass
 
 
 def capture(

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from moe_gguf.formats.errors import EngineError
 from moe_gguf.runner.engine import Engine
-from moe_gguf.runner.losses import token_losses
+from moe_gguf.runner.losses import logit_blocks, token_losses
 from moe_gguf.runner.model import Model, tokenize
 from moe_gguf.runner.rerouting import Route, by_routers, enter_routers, rerouted, rerouted_losses, to_expert
+from moe_gguf.runner.tap import decode_each
 
 from .conftest import ONE_THREAD
 from .tiny_gguf import N_EMBD, N_EXPERT, N_LAYER, Fields, Tensors, tiny_tensors, write_tiny
@@ -62,8 +63,11 @@ def test_every_place_comes_with_the_token_after_it(tiny: Model) -> None:
     tokens = tokenize(tiny, TEXT)
     windows = [tokens[:40], tokens[:1], tokens[5:20]]
     seen: list[tuple[int, list[int]]] = []
-    for following, logits in rerouted(tiny, replace(OPTIONS, n_ubatch=16), windows, by_routers(own_routers())):
-        seen.append((len(logits), list(following)))
+    with rerouted(tiny, replace(OPTIONS, n_ubatch=16), by_routers(own_routers())) as engine:
+        for window in windows:
+            engine.forget(0)
+            for start, logits in logit_blocks(engine, 0, window):
+                seen.append((len(logits), window[start + 1 : start + 1 + len(logits)]))
     assert [length for length, _ in seen] == [16, 16, 8, 1, 15]
     assert [following for _, following in seen] == [tokens[1:17], tokens[17:33], tokens[33:40], [], tokens[6:20]]
 
@@ -120,8 +124,8 @@ def test_routers_are_entered_without_the_rest(tiny: Model) -> None:
 
         return route
 
-    for _ in rerouted(tiny, OPTIONS, [tokens[:40], tokens[:50]], watching("all")):
-        pass
+    with rerouted(tiny, OPTIONS, watching("all")) as engine:
+        decode_each(engine, [tokens[:40], tokens[:50]])
     enter_routers(tiny, OPTIONS, [tokens[:40], tokens[:50]], watching("until the last router"), N_LAYER)
     for one, other in zip(*seen.values(), strict=True):
         np.testing.assert_array_equal(one, other)
