@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..formats.llamacpp import listening
+from ..formats.words import count
 from .loading import load_model
 from .terminal import level
-from .writing import count
 
 if TYPE_CHECKING:
     from ..runner.engine import Engine

@@ -1,5 +1,6 @@
 """`moe-gguf calibrate`: the routers of any mixture in GGUF are fitted to texts, one per expert."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,6 +149,7 @@ def mean(losses: Mapping[str, float]) -> float:
 def read_texts(texts: Sequence[str], n_expert: int, model: str) -> list[tuple[str, int, str]]:
     """Read NAME=FILE arguments: (name, expert, content). Raises MoeGgufError when they do not fit the experts."""
     named: list[tuple[str, int, str]] = []
+    times: Counter[str] = Counter()
     for index, argument in enumerate(texts):
         name, equals, path = argument.partition("=")
         if not equals or not name or not Path(path).is_file():
@@ -155,8 +157,8 @@ def read_texts(texts: Sequence[str], n_expert: int, model: str) -> list[tuple[st
         expert = int(name) if name.isdecimal() else index
         if expert >= n_expert:
             raise MoeGgufError(f"{argument}: {model} has {n_expert} experts, 0 to {n_expert - 1}")
-        same = sum(other.rpartition("-")[0] == name or other == name for other, _, _ in named)
-        named.append((f"{name}-{same + 1}" if same else name, expert, read_text_file(path)))
+        times[name] += 1
+        named.append((name if times[name] == 1 else f"{name}-{times[name]}", expert, read_text_file(path)))
     missing = sorted(set(range(n_expert)) - {expert for _, expert, _ in named})
     if missing:
         raise MoeGgufError(f"no text for expert {', '.join(map(str, missing))} of {model}; give each one")

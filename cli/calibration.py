@@ -184,8 +184,8 @@ def choose_sharpness(model: "Model", routers: np.ndarray, texts: Sequence[Text],
     if any(len(text.tune) < 2 for text in texts):
         return 1.0
     best, least = 1.0, np.inf
+    tuning = {text.name: text.tune for text in texts}
     for sharpness in SHARPNESSES:
-        tuning = {text.name: text.tune for text in texts}
         loss = float(np.mean(list(losses_of(model, tuning, n_ctx, routers, sharpness).values())))
         detail(f"sharpness {sharpness}: a loss of {loss:.4f} on the tuning tokens")
         if loss >= least:
@@ -266,10 +266,12 @@ def calibrated_gates(
 
 def _contents(recipe: "Recipe", index: int) -> list[str]:
     """Return an expert's texts: its files, or its prompts when it names none."""
+    from ..merge.recipe import find_text
+
     expert = recipe.experts[index]
     contents = []
     for name in expert.positive_texts:
-        path = next((path for path in (recipe.folder / name, Path(name)) if path.is_file()), None)
+        path = find_text(recipe, name)
         if path is None:
             raise RecipeError(f"{recipe.name}: expert {expert.name}: text {name}: no such file")
         contents.append(read_text_file(path))

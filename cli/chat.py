@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..formats.errors import MoeGgufError
+from ..formats.words import count
 from .answers import opened_engine, speed_line, stream_answer, tolerate_any_text
 from .loading import loading_options
 from .models import MODEL, resolve_gguf
 from .sampling_options import build_sampling, sampling_options, unescape
 from .terminal import say, verbosity, warn
 from .text_files import plain_text
-from .writing import count
 
 if TYPE_CHECKING:
     from ..runner.generation import Piece

@@ -6,9 +6,10 @@ from typing import Any
 
 import click
 
+from ..formats.words import count
 from .models import MODEL
 from .terminal import verbosity
-from .writing import count, early_check, stoppable, writing_options
+from .writing import early_check, stoppable, writing_options
 
 OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..formats.words import count
 from .models import MODEL
 from .terminal import verbosity
-from .writing import count, gate_options, stoppable
+from .writing import gate_options, stoppable
 
 if TYPE_CHECKING:
     from ..merge.open import Models

@@ -15,8 +15,8 @@ from ..formats.errors import PlanError
 from ..formats.gguf_fields import Field
 from ..formats.gguf_layout import TensorEntry
 from ..formats.partial import Output
+from ..formats.words import count
 from .terminal import format_bytes
-from .writing import count
 
 
 @dataclass(frozen=True)

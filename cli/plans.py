@@ -111,10 +111,11 @@ def check_finished(
         say(f"{output.path} is more than half of the free memory: its tokens are compared, it is not decoded")
     if tokenizer and expected is None:
         warn("no reference for the tokenizer: its tokens were not compared")
+    asks = Keys.LLM.EXPERT_WEIGHTS_NORM.format(arch=output.fields[Keys.General.ARCHITECTURE].value) in output.fields
     problems = verify_gguf(paths[0], text if expected is not None else None, expected, decode=fits)
     if problems and forgiving:
         warn(f"{output.path}: {'; '.join(problems)}")
     elif problems:
         raise OutputError(f"{output.path}: llama.cpp does not run it as it should: {'; '.join(problems)}")
-    elif fits and (difference := describe_graph_difference(paths[0])):
+    elif fits and asks and (difference := describe_graph_difference(paths[0])):
         warn(f"{output.path}: {difference}")

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
+from ..formats.words import count
 from .models import MODEL
 from .terminal import verbosity
-from .writing import count, early_check, stoppable, writing_options
+from .writing import early_check, stoppable, writing_options
 
 READ_ONLY = click.Path(exists=True, dir_okay=False, path_type=Path)
 

@@ -15,6 +15,7 @@ from ..formats.gguf_source import plan_from_gguf
 from ..formats.partial import Output, split_output
 from ..formats.plan import Plan
 from ..formats.source import file_identity
+from ..formats.words import count
 from ..quantize.choices import RecipeOptions
 from ..quantize.encode import Encoder, Importance, relative_errors
 from ..quantize.file_types import parse_file_type
@@ -27,7 +28,6 @@ from .models import SourceKind, resolve_source
 from .outputs import Place, describe_output, print_output, print_tensors
 from .plans import Routers, parse_size, plan_of
 from .terminal import detail, emit_json, progress, say
-from .writing import count
 
 
 @dataclass(frozen=True)

@@ -74,11 +74,6 @@ def early_check() -> None:
     llama()
 
 
-def count(number: int, noun: str) -> str:
-    """Return a number of things: "1 tensor", "2 tensors"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def _with(command: Command, options: tuple[Callable[[Any], Any], ...]) -> Command:
     for option in reversed(options):
         command = option(command)

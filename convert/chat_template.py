@@ -9,6 +9,7 @@ from pathlib import Path
 from string import ascii_letters, digits
 from typing import Any
 
+from ..formats.checkpoint import ADDITIONAL_TEMPLATES
 from ..formats.errors import TokenizerError
 from .tokenizer_json import read_object, read_text
 
@@ -31,7 +32,7 @@ def read_chat_templates(folder: Path) -> ChatTemplates:
         return _templates(configured, folder / "tokenizer_config.json")
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
-        more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+        more = sorted((folder / ADDITIONAL_TEMPLATES).glob("*.jinja"))
         named = {_plain(path.stem): read_text(path) for path in more if path.is_file()}
         return ChatTemplates(named.pop("default", read_text(jinja)), named)
     in_json = read_object(folder / "chat_template.json").get("chat_template")

@@ -15,6 +15,19 @@ from .source import TensorInfo, TensorSource
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+# Where a tokenizer and its chat templates are kept.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+ADDITIONAL_TEMPLATES = "additional_chat_templates"
 MERGE_RECIPES = ("mergekit_moe_config.yml", "mergekit_config.yml")
 
 

@@ -17,7 +17,7 @@ from .gates import zero_gates
 from .lora import changes
 from .models import DenseModel
 from .open import Models, family_of, open_recipe, out_dtype, sizes_of
-from .recipe import RANDOM_MODES, Expert, Recipe
+from .recipe import RANDOM_MODES, Expert, Recipe, find_text
 
 CONSTANTS = (
     "hidden_size",
@@ -136,7 +136,7 @@ def _prompts(recipe: Recipe) -> Iterator[Finding]:
         if not all(prompt.strip() for prompt in (*expert.positive_prompts, *expert.negative_prompts)):
             yield _warning(f"expert {expert.name} has an empty prompt")
         for name in expert.positive_texts:
-            if not any(path.is_file() for path in (recipe.folder / name, Path(name))):
+            if find_text(recipe, name) is None:
                 yield _error(f"expert {expert.name}: text {name}: no such file")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from ..formats.checkpoint import Checkpoint, Parent
 from ..formats.errors import RecipeError
 from ..formats.floats import widen
+from ..formats.words import count
 from .families import Family, choose_family, complete_config
 from .gates import Gates, cheap_embed_gates, check_gates, random_gates
 from .models import DenseModel, Fetch, open_models
@@ -73,10 +74,10 @@ def sizes_of(recipe: Recipe, models: Models) -> Sizes:
             raise RecipeError(f"{base.checkpoint.folder}: config.json has no {key}")
         found[key] = value
     for expert in (*recipe.experts, *recipe.shared_experts):
-        n_layer = models[expert.source_model].checkpoint.config.get("num_hidden_layers")
+        n_layer = models[expert.source_model].checkpoint.config["num_hidden_layers"]
         if n_layer != found["num_hidden_layers"]:
             raise RecipeError(
-                f"{recipe.name}: expert {expert.name} has {n_layer} layer{'' if n_layer == 1 else 's'}, "
+                f"{recipe.name}: expert {expert.name} has {count(n_layer, 'layer')}, "
                 f"the base {found['num_hidden_layers']}"
             )
     head_dim = config.get("head_dim") or found["hidden_size"] // found["num_attention_heads"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..formats.errors import RecipeError
+from ..formats.words import count
 from .fields import Where, check_keys, integer, number, strings, table, tables, text
 
 PROMPTED_MODES = ("hidden", "hidden_avg", "hidden_last", "cheap_embed")
@@ -131,6 +132,11 @@ def _strict_loader() -> Any:
             return super().construct_mapping(node, deep)
 
     return StrictLoader
+
+
+def find_text(recipe: Recipe, name: str) -> Path | None:
+    """Return the file of one of an expert's positive_texts, beside the recipe or from here; None when there is none."""
+    return next((path for path in (recipe.folder / name, Path(name)) if path.is_file()), None)
 
 
 def recipe_from_table(name: str, content: Mapping[str, Any], folder: Path, where: str) -> Recipe:
@@ -266,7 +272,7 @@ def _check_counts(recipe: Recipe, where: Where) -> None:
         raise RecipeError(f"{where.field('experts_per_token')} is {recipe.experts_per_token}; it must be at least 1")
     if len(recipe.experts) < recipe.experts_per_token:
         raise RecipeError(
-            f"{where.prefix}{len(recipe.experts)} expert{'' if len(recipe.experts) == 1 else 's'} for "
+            f"{where.prefix}{count(len(recipe.experts), 'expert')} for "
             f"{recipe.experts_per_token} experts per token; "
             "add experts or lower experts_per_token"
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..formats.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from ..formats.checkpoint import ADDITIONAL_TEMPLATES, INDEX_FILE, SINGLE_FILE, TOKENIZER_FILES, Checkpoint
 from ..formats.errors import CheckpointError, Interrupted, OutputError
 from ..formats.floats import first_nonfinite
 from ..formats.safetensors import pack_header, stored_bytes
@@ -24,19 +24,7 @@ from .card import merge_card
 from .recipe import Recipe
 
 RECIPE_FILE = "mergekit_moe_config.yml"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
-ADDITIONAL_TEMPLATES = "additional_chat_templates"
+COPIED_FILES = (*TOKENIZER_FILES, "generation_config.json")
 UNFINISHED = ".unfinished-merge"
 MAX_SHARD = 5_000_000_000
 SLAB_BYTES = 32 * 2**20
@@ -144,7 +132,7 @@ def _beside(folder: Path) -> tuple[Path, Path]:
 
 def _of_a_checkpoint(path: Path) -> bool:
     """Tell whether a file or folder is one that checkpoints consist of."""
-    known = (*TOKENIZER_FILES, INDEX_FILE, RECIPE_FILE, "config.json", "README.md", ADDITIONAL_TEMPLATES)
+    known = (*COPIED_FILES, INDEX_FILE, RECIPE_FILE, "config.json", "README.md", ADDITIONAL_TEMPLATES)
     return path.name in known or (path.is_file() and path.suffix == ".safetensors")
 
 
@@ -166,7 +154,7 @@ def cut_shards(tensors: Sequence[TensorInfo], max_shard: int) -> list[Shard]:
 
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy the base's tokenizer files as they are: saving them through a library may change them."""
-    for name in TOKENIZER_FILES:
+    for name in COPIED_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
     templates = source / ADDITIONAL_TEMPLATES

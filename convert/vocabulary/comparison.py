@@ -11,8 +11,10 @@ from typing import Any
 
 from gguf import TokenType
 
+from ...formats.checkpoint import ADDITIONAL_TEMPLATES, TOKENIZER_FILES
 from ...formats.errors import TokenizerError
 from ...formats.tokenizer_difference import DifferenceKind, TokenizerDifference
+from ...formats.words import count
 from ..chat_template import read_chat_templates
 from ..tokenizer_json import read_object, read_text
 from .pre_tokenizer import patterns_of
@@ -20,18 +22,6 @@ from .reading import BYTE_LEVEL, SENTENCEPIECE, SourceTokens, read_source_tokens
 from .special_tokens import PARTS, content_of, read_special_tokens
 from .tokenizer_files import TokenizerFiles, read_files, steps
 
-# Everything that the comparison reads, but for config.json.
-FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 SHOWN = 6
 
 
@@ -69,11 +59,11 @@ Found = Iterator[tuple[DifferenceKind, str]]
 
 def _identical(folder: Path, base: Path) -> bool:
     """Say whether both folders have the very same files, as most experts of one base have."""
-    pairs = [(folder / name, base / name) for name in FILES]
+    pairs = [(folder / name, base / name) for name in TOKENIZER_FILES]
     if any(mine.is_file() != theirs.is_file() for mine, theirs in pairs):
         return False
     same = all(filecmp.cmp(mine, theirs, shallow=False) for mine, theirs in pairs if mine.is_file())
-    named = any((one / "additional_chat_templates").is_dir() for one in (folder, base))
+    named = any((one / ADDITIONAL_TEMPLATES).is_dir() for one in (folder, base))
     return same and not named and _configured_ids(folder) == _configured_ids(base)
 
 
@@ -93,8 +83,8 @@ def _compare_tokens(folder: Path, base: Path) -> Found:
         yield from _cutting_differences(files, base_files, tokens)
         if tokens.merges != base_tokens.merges:
             yield DifferenceKind.CUTTING, _merge_difference(tokens.merges, base_tokens.merges)
-        if tokens.kind == SENTENCEPIECE and (count := _other_scores(tokens, base_tokens)):
-            yield DifferenceKind.CUTTING, f"{plural(count, 'piece')} of tokenizer.model {_have(count)} other scores"
+        if tokens.kind == SENTENCEPIECE and (n_other := _other_scores(tokens, base_tokens)):
+            yield DifferenceKind.CUTTING, f"{count(n_other, 'piece')} of tokenizer.model {_have(n_other)} other scores"
     if _space_differs(tokens, base_tokens) or _byte_level_space_differs(files, base_files):
         yield DifferenceKind.CUTTING, "one of them puts a space before a text, the other does not"
     yield from _special_differences(files, base_files, tokens, base_tokens)
@@ -161,11 +151,11 @@ def _token_differences(tokens: SourceTokens, base: SourceTokens) -> Found:
         yield DifferenceKind.OTHER_TOKENS, f"{len(other)} {what} for other tokens than in the base: {shown}"
     if more:
         shown = _first(more, lambda i: f"{i} {_with_home(texts[i], i, base_id_of)}")
-        yield DifferenceKind.MORE_TOKENS, f"{plural(len(more), 'token')} that the base has not: {shown}"
+        yield DifferenceKind.MORE_TOKENS, f"{count(len(more), 'token')} that the base has not: {shown}"
     if fewer:
         shown = _first(fewer, lambda i: f"{i} {_with_home(base_texts[i], i, id_of, 'here')}")
         are = "is" if len(fewer) == 1 else "are"
-        yield DifferenceKind.FEWER_TOKENS, f"{plural(len(fewer), 'token')} of the base {are} missing: {shown}"
+        yield DifferenceKind.FEWER_TOKENS, f"{count(len(fewer), 'token')} of the base {are} missing: {shown}"
 
 
 def _with_home(text: str, token_id: int, other_side: Mapping[str, int], side: str = "in the base") -> str:
@@ -179,18 +169,13 @@ def _first(ids: list[int], show: Callable[[int], str]) -> str:
     return "; ".join(map(show, ids[:SHOWN])) + more
 
 
-def plural(count: int, noun: str) -> str:
-    """Return a count with its noun: "1 token", "2 tokens"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _have(count: int) -> str:
-    return "has" if count == 1 else "have"
+def _have(number: int) -> str:
+    return "has" if number == 1 else "have"
 
 
 def _merge_difference(merges: list[tuple[str, str]], base: list[tuple[str, str]]) -> str:
     if len(merges) != len(base):
-        return f"it has {plural(len(merges), 'merge')}, the base {len(base)}"
+        return f"it has {count(len(merges), 'merge')}, the base {len(base)}"
     rank = next(rank for rank, pair in enumerate(zip(merges, base, strict=True)) if pair[0] != pair[1])
     return f"it has other merges than the base, from merge {rank} on: {merges[rank]}, there {base[rank]}"
 
