@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 
 import click
+from moe_gguf.measure.speed import Work, measure
 from moe_gguf.runner.engine import Engine
 from moe_gguf.runner.generation import generate
 from moe_gguf.runner.load_options import LoadOptions
-from moe_gguf.runner.measure_speed import Work, measure
 from moe_gguf.runner.model import Model
 from moe_gguf.runner.sampling import SamplingOptions
 from moe_gguf.runner.threads import best_thread_count

@@ -14,11 +14,11 @@ from typing import Any
 from gguf import GGMLQuantizationType
 from moe_gguf.formats.errors import EngineError
 from moe_gguf.formats.gguf_file import read_gguf
-from moe_gguf.runner.devices import list_devices, parse_size
 from moe_gguf.runner.load_options import LoadOptions
-from moe_gguf.runner.memory import read_facts
-from moe_gguf.runner.placement import measured, overfull, plan, with_budgets
-from moe_gguf.runner.rpc import add_servers
+from moe_gguf.runner.placing.devices import list_devices, parse_size
+from moe_gguf.runner.placing.memory import read_facts
+from moe_gguf.runner.placing.placement import measured, overfull, plan, with_budgets
+from moe_gguf.runner.placing.rpc import add_servers
 
 from tests.runner.tiny_moe import write_moe
 from tests.runner.workers import running_worker

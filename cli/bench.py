@@ -13,8 +13,8 @@ from .models import MODEL, resolve_gguf
 from .terminal import emit_json, progress, verbosity
 
 if TYPE_CHECKING:
+    from ..measure.speed import Measurement, Work
     from ..runner.load_options import LoadOptions
-    from ..runner.measure_speed import Measurement, Work
 
 MIB, GIB = 2**20, 2**30
 
@@ -118,7 +118,7 @@ def command(
 
     Settings given several times, with commas between them, are measured in all combinations.
     """
-    from ..runner.measure_speed import Work
+    from ..measure.speed import Work
 
     path = resolve_gguf(model)
     works = [Work(n, 0, depth) for depth in n_depth for n in n_prompt if n]
@@ -134,8 +134,8 @@ def command(
 
 def measure_all(path: Path, works: "list[Work]", repetitions: int, values: dict[str, Any]) -> Iterator[Row]:
     """Load the model with each combination of settings and measure all works."""
+    from ..measure.speed import describe, measure
     from ..runner.engine import Engine
-    from ..runner.measure_speed import describe, measure
     from ..runner.model import Model
 
     swept = {name: values.pop(name) or [None] for name in SWEPT}
@@ -154,7 +154,7 @@ def measure_all(path: Path, works: "list[Work]", repetitions: int, values: dict[
 
 def backend_of(options: "LoadOptions", with_workers: bool) -> str:
     """Return the names of the backends that take part, as llama-bench prints them."""
-    from ..runner.devices import describe_build
+    from ..runner.placing.devices import describe_build
 
     if options.devices == ():
         return "CPU"

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..formats.catalogue import CatalogueModel
-    from ..formats.plan import Plan
+    from ..models.catalogue import CatalogueModel
+    from ..writer.plan import Plan
 
 
 def state_catalogue(plan: "Plan", entry: "CatalogueModel") -> "Plan":

@@ -59,10 +59,10 @@ def convert(
 ) -> None:
     """Plan, write, read back, report."""
     from ..convert.outtype import choose_entries, file_type_field, resolve_outtype
-    from ..formats.partial import Output, split_output
-    from ..formats.write import write
     from ..quantize.encode import Encoder
     from ..runner.threads import best_thread_count
+    from ..writer.partial import Output, split_output
+    from ..writer.write import write
     from .models import resolve_source
     from .outputs import Place, describe_output, print_output, print_tensors
     from .plans import Routers, check_finished, parse_size, plan_of

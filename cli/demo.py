@@ -134,9 +134,9 @@ def write_recipe(output: Path) -> Path:
 
 def show_routing(path: Path) -> None:
     """Print which experts two texts go to."""
+    from ..measure.routing import mean_shares
     from ..runner.load_options import LoadOptions
     from ..runner.model import Model
-    from ..runner.routing import mean_shares
 
     with Model(path, LoadOptions()) as model:
         shares = mean_shares(model, list(TEXTS.values()), len(EXPERTS))

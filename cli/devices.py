@@ -10,7 +10,7 @@ from .tables import table
 from .terminal import emit_json, format_bytes, verbosity
 
 if TYPE_CHECKING:
-    from ..runner.devices import Device
+    from ..runner.placing.devices import Device
 
 
 @click.command()
@@ -22,7 +22,7 @@ def command(rpc: str | None, as_json: bool) -> None:
 
     A GPU that this build cannot use is named with the command that rebuilds llama-cpp-python for it.
     """
-    from ..runner.devices import describe_build
+    from ..runner.placing.devices import describe_build
 
     devices = available_devices({"rpc": rpc})
     build = describe_build()

@@ -16,10 +16,10 @@ from .terminal import emit_json, format_bytes, verbosity
 
 if TYPE_CHECKING:
     from ..formats.gguf_file import GgufFile
-    from ..runner.devices import Device
     from ..runner.load_options import LoadOptions
-    from ..runner.memory import ModelFacts
-    from ..runner.placement import Placement
+    from ..runner.placing.devices import Device
+    from ..runner.placing.memory import ModelFacts
+    from ..runner.placing.placement import Placement
 
 # the rungs that people choose from, best first
 OTHER_TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
@@ -61,8 +61,8 @@ def command(model: str | None, as_json: bool, **values: Any) -> None:
     fit. Where llama.cpp has no device beside the CPU, --vram plans for one that you do not have.
     """
     from ..formats.gguf_file import read_gguf
-    from ..runner.memory import read_facts
-    from ..runner.placement import HYPOTHETICAL, plan, plan_file
+    from ..runner.placing.memory import read_facts
+    from ..runner.placing.placement import HYPOTHETICAL, plan, plan_file
 
     file = read_gguf(resolve_gguf(model))
     facts = read_facts(file)
@@ -79,8 +79,8 @@ def command(model: str | None, as_json: bool, **values: Any) -> None:
 
 def report(file: "GgufFile", placement: "Placement", wish: "LoadOptions", as_json: bool) -> None:
     """Print the plan, the largest context and the other quantizations."""
-    from ..runner.placement import largest_context, predict, rank
-    from ..runner.reasons import explain, flags
+    from ..runner.placing.placement import largest_context, predict, rank
+    from ..runner.placing.reasons import explain, flags
 
     facts, devices = placement.facts, placement.devices
     largest = max(largest_context(facts, rank(devices), wish, predict), placement.n_ctx)
@@ -141,8 +141,8 @@ def other_types(
     wish: "LoadOptions",
 ) -> list[Variant]:
     """Return how the model would fit in the other usual quantizations, at the same context."""
-    from ..runner.memory import with_tensor_bytes
-    from ..runner.placement import complete_layers, largest_context, plan, predict, rank
+    from ..runner.placing.memory import with_tensor_bytes
+    from ..runner.placing.placement import complete_layers, largest_context, plan, predict, rank
 
     variants = []
     for name, sizes in type_sizes(file).items():

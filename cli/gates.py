@@ -106,9 +106,9 @@ def write_gguf(checkpoint: Checkpoint, path: Path, outtype: str) -> None:
     """Write a plain GGUF of a checkpoint, to be run and not to be kept."""
     from ..convert.build_plan import build_plan
     from ..convert.outtype import choose_entries, file_type_field
-    from ..formats.partial import Output
-    from ..formats.write import write
     from ..quantize.encode import Encoder
+    from ..writer.partial import Output
+    from ..writer.write import write
 
     plan = build_plan(checkpoint)
     plan = plan.with_fields(file_type_field(plan, outtype))

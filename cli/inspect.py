@@ -14,8 +14,8 @@ from .terminal import emit_json, level, verbosity
 
 if TYPE_CHECKING:
     from ..formats.checkpoint import Checkpoint
-    from ..formats.summary import Share, Summary
-    from ..quantize.tensor_types import TensorShape
+    from ..models.summary import Share, Summary
+    from ..models.tensor_types import TensorShape
 
 DEFAULT_CTX = 4096
 
@@ -66,7 +66,7 @@ def inspect_model(argument: str | None, n_ctx: int = DEFAULT_CTX) -> dict[str, A
 def report_gguf(path: Path, n_ctx: int) -> dict[str, Any]:
     """Return the report on a GGUF file."""
     from ..formats.gguf_file import read_gguf
-    from ..formats.summary import summarize_gguf
+    from ..models.summary import summarize_gguf
 
     file = read_gguf(path)
     summary = summarize_gguf(file)
@@ -83,7 +83,7 @@ def report_gguf(path: Path, n_ctx: int) -> dict[str, Any]:
 def report_described(source: ModelSource, n_ctx: int) -> dict[str, Any]:
     """Return the report on a checkpoint or a recipe: what its GGUF would hold, in the types of the source."""
     from ..convert.build_plan import build_plan
-    from ..formats.summary import summarize_plan
+    from ..models.summary import summarize_plan
 
     checkpoint = open_described(source)
     plan = build_plan(checkpoint)
@@ -149,8 +149,8 @@ def unquantized(summary: "Summary") -> "list[TensorShape]":
     """Return the tensors as a 16-bit conversion has them: F32 where every file has it, else BF16."""
     from gguf.constants import GGMLQuantizationType
 
-    from ..quantize.roles import reason_to_keep
-    from ..quantize.tensor_types import TensorShape
+    from ..models.tensor_roles import reason_to_keep
+    from ..models.tensor_types import TensorShape
 
     shapes = [TensorShape(one.name, one.shape, GGMLQuantizationType.F32) for one in summary.tensors]
     return [

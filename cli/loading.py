@@ -12,11 +12,11 @@ from .terminal import detail, say, warn
 
 if TYPE_CHECKING:
     from ..formats.gguf_file import GgufFile
-    from ..runner.devices import Device
     from ..runner.engine import Engine
     from ..runner.load_options import LoadOptions
-    from ..runner.memory import ModelFacts
     from ..runner.model import Model
+    from ..runner.placing.devices import Device
+    from ..runner.placing.memory import ModelFacts
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 CACHE_TYPES = click.Choice(["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"])
@@ -81,9 +81,9 @@ def load_model(path: Path, values: Mapping[str, Any]) -> "tuple[Model, Engine]":
     """
     from ..formats.gguf_file import read_gguf
     from ..runner.engine import Engine
-    from ..runner.fallback import load_with_fallback
-    from ..runner.memory import read_facts
     from ..runner.model import Model
+    from ..runner.placing.fallback import load_with_fallback
+    from ..runner.placing.memory import read_facts
 
     file = read_gguf(path)
     facts = read_facts(file)
@@ -109,7 +109,7 @@ def build_load_options(path: Path, values: Mapping[str, Any]) -> "LoadOptions":
     file and EngineError for options that make no sense or a model that does not fit.
     """
     from ..formats.gguf_file import read_gguf
-    from ..runner.memory import read_facts
+    from ..runner.placing.memory import read_facts
 
     file = read_gguf(path)
     return choose_options(file, read_facts(file), values)
@@ -117,7 +117,7 @@ def build_load_options(path: Path, values: Mapping[str, Any]) -> "LoadOptions":
 
 def choose_options(file: "GgufFile", facts: "ModelFacts", values: Mapping[str, Any]) -> "LoadOptions":
     """Return how to load a file whose header was read; see `build_load_options`."""
-    from ..runner.placement import plan_file
+    from ..runner.placing.placement import plan_file
 
     devices = available_devices(values)
     manual = read_manual(values, facts, devices)
@@ -146,8 +146,8 @@ def shrink_context(
     """Return manual options with the largest of the default contexts that fits; one that was asked for stays."""
     from dataclasses import replace
 
-    from ..runner.memory import context_length
-    from ..runner.placement import contexts, evaluate, measured, overfull
+    from ..runner.placing.memory import context_length
+    from ..runner.placing.placement import contexts, evaluate, measured, overfull
 
     if manual.n_ctx or manual.split_mode == "row":
         return manual
@@ -160,9 +160,9 @@ def shrink_context(
 
 def available_devices(values: Mapping[str, Any], hypothetical: bool = False) -> "list[Device]":
     """Return the devices to plan for: this machine's and the workers', as --device and the budgets leave them."""
-    from ..runner.devices import list_devices, parse_size
-    from ..runner.placement import with_budgets
-    from ..runner.rpc import add_servers
+    from ..runner.placing.devices import list_devices, parse_size
+    from ..runner.placing.placement import with_budgets
+    from ..runner.placing.rpc import add_servers
 
     if values.get("rpc"):
         add_servers(split_list(values["rpc"]))
@@ -184,8 +184,8 @@ def available_devices(values: Mapping[str, Any], hypothetical: bool = False) -> 
 def read_manual(values: Mapping[str, Any], facts: "ModelFacts", devices: "list[Device]") -> "LoadOptions":
     """Return the load options that the manual flags alone amount to."""
     from ..runner.load_options import LoadOptions
-    from ..runner.memory import CPU, EXPERTS
-    from ..runner.placement import expert_pattern
+    from ..runner.placing.memory import CPU, EXPERTS
+    from ..runner.placing.placement import expert_pattern
 
     names = {device.buffer_type: device.name for device in devices} | {device.name: device.name for device in devices}
     overrides = []

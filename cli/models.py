@@ -13,8 +13,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from ..formats.catalogue import Catalogue, CatalogueModel, nearest_first, read_catalogue
 from ..formats.errors import CatalogueError, CheckpointError, GgufError, MoeGgufError
+from ..models.catalogue import Catalogue, CatalogueModel, nearest_first, read_catalogue
 
 CATALOGUE = "moe_gguf.catalogue"
 CATALOGUE_FILE = "models.toml"

@@ -14,8 +14,8 @@ import click
 from ..formats.errors import PlanError
 from ..formats.gguf_fields import Field
 from ..formats.gguf_layout import TensorEntry
-from ..formats.partial import Output
 from ..formats.words import count
+from ..writer.partial import Output
 from .terminal import format_bytes
 
 
@@ -62,7 +62,7 @@ class Place:
 
 def describe_output(output: Output, type_name: str) -> dict[str, Any]:
     """Return the stable JSON of one output; sizes in bytes, shapes in GGUF order."""
-    from ..formats.readback import count_weights
+    from ..writer.readback import count_weights
 
     shards = output.shards()
     report: dict[str, Any] = {

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..formats.checkpoint import Checkpoint
 from ..formats.errors import CheckpointError, OutputError, PlanError
-from ..formats.partial import Output
-from ..formats.plan import Plan
+from ..writer.partial import Output
+from ..writer.plan import Plan
 from .catalogued import state_catalogue
 from .models import ModelSource, SourceKind
 from .terminal import say, warn
@@ -88,7 +88,7 @@ def check_finished(
     Where llama.cpp's graph does otherwise than the checkpoint asks, a warning says by how much. Raises OutputError
     when something is not as planned; if `forgiving`, what llama.cpp complains of is a warning.
     """
-    from ..formats.readback import check_structure, check_with_gguf_reader
+    from ..writer.readback import check_structure, check_with_gguf_reader
 
     check_structure(paths, output.entries)
     if not load:
@@ -101,7 +101,7 @@ def check_finished(
     from psutil import virtual_memory
 
     from ..convert.vocabulary import probe_text, probe_tokens
-    from ..runner.graph_difference import describe_graph_difference
+    from ..measure.graph_difference import describe_graph_difference
     from ..runner.verify import verify_gguf
 
     text = probe_text(output.fields[Keys.Tokenizer.LIST].value, output.fields[Keys.Tokenizer.TOKEN_TYPE].value)

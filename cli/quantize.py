@@ -51,9 +51,9 @@ def command(source: str | None, **options: Any) -> None:
 
 def quantize(source: str | None, options: Mapping[str, Any]) -> None:
     """Plan, write, check, report."""
-    from ..formats.write import write
     from ..quantize.encode import Encoder
     from ..runner.threads import best_thread_count
+    from ..writer.write import write
     from .plans import check_finished
     from .terminal import progress, say, warn
     from .variants import Job, report_of, show, warm_up

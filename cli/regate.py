@@ -22,10 +22,10 @@ def command(model: str, gates: Path, output: Path, force: bool, as_json: bool) -
     """
     from ..formats.errors import OutputError
     from ..formats.gguf_file import read_gguf, same_file
-    from ..formats.journal import journal_path
-    from ..formats.partial import may_be_replaced
     from ..merge.gates import load_gates
     from ..merge.regate import regate
+    from ..writer.journal import journal_path
+    from ..writer.partial import may_be_replaced
     from .models import resolve_gguf
     from .terminal import emit_json, progress
 

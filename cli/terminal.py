@@ -59,6 +59,21 @@ def emit_json(report: Any) -> None:
     click.echo(json.dumps(report, indent=2, ensure_ascii=False))
 
 
+class Terminal:
+    """The Listener of the command line: messages and bars on stderr, as -v and -q say."""
+
+    say = staticmethod(say)
+    detail = staticmethod(detail)
+    warn = staticmethod(warn)
+
+    def bar(self, total: int, description: str, unit: str = "B", delay: float = 0) -> Any:
+        """Return a tqdm bar; see `progress`."""
+        return progress(total, description, unit, delay)
+
+
+TERMINAL = Terminal()
+
+
 def format_bytes(n_bytes: float) -> str:
     """Return a size in decimal units with four digits: "26.44 GB"."""
     for unit in ("B", "kB", "MB", "GB"):

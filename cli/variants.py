@@ -11,19 +11,19 @@ import click
 
 from ..formats.errors import PlanError
 from ..formats.gguf_file import read_gguf, same_file
-from ..formats.gguf_source import plan_from_gguf
-from ..formats.partial import Output, split_output
-from ..formats.plan import Plan
 from ..formats.source import file_identity
 from ..formats.words import count
+from ..models.tensor_types import parse_tensor_type, parse_tensor_type_option
 from ..quantize.choices import RecipeOptions
 from ..quantize.encode import Encoder, Importance, relative_errors
 from ..quantize.file_types import parse_file_type
 from ..quantize.imatrix import Imatrix, load_imatrix
 from ..quantize.overrides import parse_kv_override
 from ..quantize.pruning import parse_layers
-from ..quantize.tensor_types import parse_tensor_type, parse_tensor_type_option
 from ..quantize.variants import StoredType, Variant, parse_types, plan_variants, stored_in_source
+from ..writer.gguf_source import plan_from_gguf
+from ..writer.partial import Output, split_output
+from ..writer.plan import Plan
 from .models import SourceKind, resolve_source
 from .outputs import Place, describe_output, print_output, print_tensors
 from .plans import Routers, parse_size, plan_of

@@ -24,8 +24,8 @@ def command(host: str, port: int, threads: int | None, device: str | None, cache
     The protocol has no authentication and no encryption: whoever can reach the port can use, read and crash what
     runs here. Without --host only this machine can reach it.
     """
-    from ..runner.devices import list_devices
-    from ..runner.rpc import is_loopback, serve, served_devices
+    from ..runner.placing.devices import list_devices
+    from ..runner.placing.rpc import is_loopback, serve, served_devices
     from ..runner.threads import best_thread_count
 
     names = [name.strip() for name in device.split(",")] if device else served_devices(list_devices())

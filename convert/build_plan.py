@@ -9,11 +9,11 @@ from dataclasses import replace
 from gguf.constants import GGUFValueType
 
 from ..formats.checkpoint import Checkpoint
-from ..formats.config import ModelConfig, read_config
 from ..formats.errors import TokenizerError
 from ..formats.gguf_fields import Field, field_of
-from ..formats.plan import Plan
-from .architectures import EMBEDDING
+from ..models.architectures import EMBEDDING
+from ..models.config import ModelConfig, read_config
+from ..writer.plan import Plan
 from .graphs import choose_architecture
 from .metadata import describe
 from .tensors import plan_tensors

@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping
 
 from ..formats.errors import CheckpointError
-from ..formats.plan import Piece
 from ..formats.source import TensorInfo
-from .architectures import Experts
+from ..models.architectures import Experts
+from ..writer.plan import Piece
 
 
 def count_experts(tensors: Mapping[str, TensorInfo], experts: tuple[Experts, ...], layer: int) -> int:

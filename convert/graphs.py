@@ -7,10 +7,10 @@ experts: some divide them by their sum, some never do.
 from gguf.constants import MODEL_ARCH
 
 from ..formats.checkpoint import Checkpoint
-from ..formats.config import ModelConfig
 from ..formats.errors import CheckpointError
-from ..formats.routing import runs_otherwise
-from .architectures import ARCHITECTURES, Architecture, with_granite_graph, with_llama_graph
+from ..models.architectures import ARCHITECTURES, Architecture, with_granite_graph, with_llama_graph
+from ..models.config import ModelConfig
+from ..models.routing import runs_otherwise
 from .rope import rope_factors
 
 # Graphs that load Llama 3's factors of the frequencies, `rope_freqs` (src/models/*.cpp).

@@ -14,11 +14,11 @@ from gguf.constants import GGML_QUANT_VERSION, GGUFType, GGUFValueType, RopeScal
 from gguf.gguf_writer import GGUFValue
 
 from ..formats.checkpoint import Checkpoint, Parent
-from ..formats.config import ModelConfig
 from ..formats.errors import CheckpointError
 from ..formats.gguf_fields import Field, field_of, pack_fields
-from ..formats.plan import PlannedTensor
-from .architectures import Architecture
+from ..models.architectures import Architecture
+from ..models.config import ModelConfig
+from ..writer.plan import PlannedTensor
 from .graphs import asks_otherwise, wants_renormalizing
 from .rope import rope_fields, states_scaling
 

@@ -6,7 +6,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, Keys, LlamaFi
 
 from ..formats.gguf_fields import Field
 from ..formats.gguf_layout import TensorEntry
-from ..formats.plan import Plan, PlannedTensor
+from ..writer.plan import Plan, PlannedTensor
 
 OUTTYPES: Mapping[str, LlamaFileType] = {
     "f32": LlamaFileType.ALL_F32,

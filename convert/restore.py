@@ -16,11 +16,11 @@ from gguf.constants import GGMLQuantizationType, Keys, TokenType
 from ..formats.errors import GgufError, OutputError
 from ..formats.floats import to_bf16, widen
 from ..formats.gguf_file import GgufFile
-from ..formats.gguf_source import GgufSource
-from ..formats.plan import RopePermutation
 from ..formats.safetensors import pack_header
 from ..formats.source import TensorInfo
-from .architectures import ARCHITECTURES, EMBEDDING, OUTPUT, OUTPUT_NORM, Single, gguf_name
+from ..models.architectures import ARCHITECTURES, EMBEDDING, OUTPUT, OUTPUT_NORM, Single, gguf_name
+from ..writer.gguf_source import GgufSource
+from ..writer.plan import RopePermutation
 
 DENSE = ARCHITECTURES["LlamaForCausalLM"]
 Decode = Callable[[GGMLQuantizationType, np.ndarray], np.ndarray]

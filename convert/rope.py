@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 from gguf.constants import Keys, RopeScalingType
 
-from ..formats.config import ModelConfig, positive_number
 from ..formats.errors import CheckpointError
+from ..models.config import ModelConfig, positive_number
 
 Number = float | int
 

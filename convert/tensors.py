@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from gguf.constants import MODEL_TENSOR
 
-from ..formats.config import ModelConfig
 from ..formats.errors import CheckpointError
-from ..formats.plan import FLOAT_TYPES, Piece, PlannedTensor, RopePermutation
 from ..formats.source import TensorInfo
-from .architectures import EMBEDDING, OUTPUT, OUTPUT_NORM, TIED_OUTPUT, Architecture, Experts, Single, gguf_name
+from ..models.architectures import EMBEDDING, OUTPUT, OUTPUT_NORM, TIED_OUTPUT, Architecture, Experts, Single, gguf_name
+from ..models.config import ModelConfig
+from ..writer.plan import FLOAT_TYPES, Piece, PlannedTensor, RopePermutation
 from .experts import count_experts, stack
 from .rope import rope_factors
 

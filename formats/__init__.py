@@ -1,1 +1,1 @@
-"""The files moe-gguf reads and writes, and the plan between them: the ground floor of the house."""
+"""The files that moe-gguf reads and writes: the ground floor of the house."""

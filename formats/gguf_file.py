@@ -1,5 +1,6 @@
 """A GGUF file, read: its metadata and where each tensor lies. Only the header is touched, and nothing in it is
-trusted: llama.cpp ends the process on some broken files, this raises GgufError."""
+trusted: llama.cpp ends the process on some broken files, this raises GgufError.
+"""
 
 import mmap
 import os

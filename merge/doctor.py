@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..formats.checkpoint import Checkpoint
-from ..formats.tokenizer_difference import DifferenceKind, TokenizerDifference
+from ..models.tokenizer_difference import DifferenceKind, TokenizerDifference
 from .alike import Watch, same_weights, unwatched
 from .families import PARTS, complete_config
 from .folders import has_tokenizer, license_of

@@ -99,7 +99,7 @@ def read_recipe(path: Path) -> Recipe:
 
     try:
         source = path.read_text(encoding="utf-8-sig")
-        content = yaml.load(source, _strict_loader())
+        content = yaml.load(source, _strict_loader())  # noqa: S506 (a SafeLoader that refuses more)
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 text (byte {error.start}), so it is no recipe") from error
     except yaml.YAMLError as error:

@@ -12,8 +12,8 @@ from ..formats.errors import GgufError, OutputError
 from ..formats.floats import encode_float, widen
 from ..formats.gguf_file import GgufFile, GgufTensor, same_file
 from ..formats.gguf_layout import shard_path
-from ..formats.gguf_source import GgufSource
-from ..formats.plan import FLOAT_TYPES
+from ..writer.gguf_source import GgufSource
+from ..writer.plan import FLOAT_TYPES
 from .gates import ROUTER, SHARED_ROUTER, Gates, check_gates
 
 COPIED_BYTES = 16 * 2**20

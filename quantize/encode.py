@@ -12,10 +12,10 @@ import numpy as np
 from gguf.constants import GGMLQuantizationType
 
 from ..formats.floats import widen
-from ..formats.plan import PlannedTensor
+from ..models.tensor_roles import role_of
+from ..writer.plan import PlannedTensor
 from .choices import TypeChoice
 from .ggml import dequantize, quantize_chunk, row_bytes
-from .roles import role_of
 
 CHECKED_WEIGHTS = 16384
 Importance = Callable[[PlannedTensor], np.ndarray | None]
@@ -33,7 +33,7 @@ def relative_errors(encoder: "Encoder", choices: Iterable[TypeChoice]) -> dict[s
 
 
 class Encoder:
-    """Encodes slabs for `formats.write`; safe to call from several threads.
+    """Encodes slabs for `writer.write`; safe to call from several threads.
 
     `importance(tensor)` gives float32 [n_expert, row_length] (one row for a matrix without experts) or None.
     With `measure`, `errors` holds per (tensor, type) the sums of squared errors and of squares.

@@ -3,7 +3,7 @@
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from ..formats.errors import PlanError
-from .tensor_types import row_fits
+from ..models.tensor_types import row_fits
 
 _T = GGMLQuantizationType
 

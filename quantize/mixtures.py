@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 from gguf import GGMLQuantizationType
 
+from ..models.tensor_roles import Role
 from .facts import ModelFacts
-from .roles import Role
 
 _T = GGMLQuantizationType
 

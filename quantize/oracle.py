@@ -161,7 +161,7 @@ def serve() -> None:
     def tell(message: Mapping[str, Any]) -> None:
         channel.write(json.dumps(message) + "\n")
 
-    job = pickle.load(sys.stdin.buffer)
+    job = pickle.load(sys.stdin.buffer)  # noqa: S301 (from our own parent process)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         log = run_stock(job, lambda *event: tell({"tensor": event}))

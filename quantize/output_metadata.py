@@ -10,10 +10,10 @@ from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, LlamaFileType
 from gguf.constants import GGUFValueType, Keys
 
 from ..formats.gguf_fields import Field
+from ..models.tensor_types import Shaped
 from .file_types import FileType
 from .overrides import KvOverride, apply_kv_overrides
 from .pruning import writing_order
-from .tensor_types import Shaped
 
 # File types that llama.cpp guesses from the most frequent tensor type, where the names alone do not tell.
 _GUESSES = {"F32": "ALL_F32", "Q3_K": "MOSTLY_Q3_K_M", "Q4_K": "MOSTLY_Q4_K_M", "Q5_K": "MOSTLY_Q5_K_M"}

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from ..formats.errors import PlanError
-from .roles import layer_of
+from ..models.tensor_roles import layer_of
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 
 from gguf import GGMLQuantizationType
 
+from ..models.tensor_roles import Role, layer_in, reason_to_keep, role_of
+from ..models.tensor_types import Shaped, TensorShape, is_quantized, row_fits
 from .choices import RecipeOptions, TypeChoice
 from .facts import ModelFacts
 from .fallback import fitting_type
@@ -17,8 +19,6 @@ from .file_types import FileType
 from .mixtures import Mixture, Place, mixture_of
 from .pruning import prune, writing_order
 from .refusals import refuse_garbage, refuse_requantizing, refuse_unwritable
-from .roles import Role, layer_in, reason_to_keep, role_of
-from .tensor_types import Shaped, TensorShape, is_quantized, row_fits
 
 _T = GGMLQuantizationType
 

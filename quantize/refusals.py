@@ -6,9 +6,9 @@ from collections.abc import Set as AbstractSet
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from ..formats.errors import ImatrixError, PlanError
+from ..models.tensor_roles import Role, role_of
+from ..models.tensor_types import is_quantized, row_fits
 from .choices import TypeChoice
-from .roles import Role, role_of
-from .tensor_types import is_quantized, row_fits
 
 _T = GGMLQuantizationType
 

@@ -9,8 +9,9 @@ from gguf.constants import GGMLQuantizationType
 from ..formats.errors import PlanError
 from ..formats.gguf_fields import Field, plain
 from ..formats.gguf_layout import TensorEntry
-from ..formats.partial import Output
-from ..formats.plan import Plan, PlannedTensor
+from ..models.tensor_types import TensorShape
+from ..writer.partial import Output
+from ..writer.plan import Plan, PlannedTensor
 from .choices import RecipeOptions, TypeChoice
 from .facts import facts_of
 from .file_types import FileType
@@ -19,7 +20,6 @@ from .output_metadata import quantized_metadata
 from .overrides import KvOverride, apply_kv_overrides
 from .pruning import prune, writing_order
 from .recipes import choose_types
-from .tensor_types import TensorShape
 
 StoredType = Callable[[PlannedTensor], GGMLQuantizationType]
 

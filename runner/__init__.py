@@ -1,1 +1,1 @@
-"""Loads, places, talks and measures: everything that runs a model."""
+"""Loads, places and talks: everything that runs a model."""

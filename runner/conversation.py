@@ -96,7 +96,8 @@ def render(model: Model, messages: Sequence[Message]) -> str:
 @cache
 def compiled(source: str, path: str) -> Any:
     """Compile a chat template in a sandbox, with what Hugging Face's templates expect (transformers,
-    utils/chat_template_utils.py). Raises EngineError for broken syntax."""
+    utils/chat_template_utils.py). Raises EngineError for broken syntax.
+    """
     import jinja2
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment

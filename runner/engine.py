@@ -14,10 +14,10 @@ import numpy as np
 
 from ..formats.errors import EngineError
 from ..formats.llamacpp import listening, llama
-from .cache_room import check_cache_room
 from .load_options import LoadOptions
 from .load_parameters import context_parameters
 from .model import FAILS, Model, first_reason
+from .placing.cache_room import check_cache_room
 from .sampling import Sampler
 
 ABORTED, NO_ROOM = 2, 1

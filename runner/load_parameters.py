@@ -8,8 +8,8 @@ from gguf.constants import Keys
 from ..formats.errors import EngineError
 from ..formats.gguf_file import GgufFile
 from ..formats.llamacpp import c_text, ggml, llama
-from .devices import device_handle
 from .load_options import LoadOptions
+from .placing.devices import device_handle
 from .threads import best_thread_count
 
 LARGEST_DEFAULT_CONTEXT = 8192

@@ -1,5 +1,6 @@
 """How many threads llama.cpp should use: the physical cores that this process may run on, by affinity,
-control group and kind of core."""
+control group and kind of core.
+"""
 
 import math
 import os

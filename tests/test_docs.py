@@ -14,8 +14,8 @@ import click
 import pytest
 from moe_gguf.cli import demo
 from moe_gguf.cli.root import VERBS, root
-from moe_gguf.convert.architectures import ARCHITECTURES
-from moe_gguf.formats.catalogue import FIELDS, RECIPE_KEYS, RESULT_KEYS, read_catalogue
+from moe_gguf.models.architectures import ARCHITECTURES
+from moe_gguf.models.catalogue import FIELDS, RECIPE_KEYS, RESULT_KEYS, read_catalogue
 from moe_gguf.quantize.file_types import FILE_TYPES
 
 from .checkpoints import Tiny, write_checkpoint

@@ -1,4 +1,7 @@
-"""The direction of imports, read from the source: cli -> (convert | merge | quantize | runner) -> formats."""
+"""The direction of imports, read from the source.
+
+cli -> release | serve -> jobs -> measure -> (convert | merge | quantize | runner) -> models -> writer -> formats.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -8,15 +11,22 @@ import pytest
 from moe_gguf.cli.root import VERBS
 
 ROOT = Path(__file__).parent.parent
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("cli",),
+    ("release", "serve"),
+    ("jobs",),
+    ("measure",),
+    ("convert", "merge", "quantize", "runner"),
+    ("models",),
+    ("writer",),
+    ("formats",),
+)
 BELOW = {
-    "formats": set(),
-    "convert": {"formats"},
-    "merge": {"formats"},
-    "quantize": {"formats"},
-    "runner": {"formats"},
-    "release": {"convert", "merge", "quantize", "runner", "formats"},
-    "cli": {"release", "convert", "merge", "quantize", "runner", "formats"},
+    package: {lower for floor in FLOORS[number + 1 :] for lower in floor}
+    for number, floor in enumerate(FLOORS)
+    for package in floor
 }
+BELOW["measure"] -= {"convert", "merge", "quantize"}
 PACKAGES = [package for package in BELOW if (ROOT / package).is_dir()]
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 HEAVY = {

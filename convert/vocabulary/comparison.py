@@ -13,8 +13,8 @@ from gguf import TokenType
 
 from ...formats.checkpoint import ADDITIONAL_TEMPLATES, TOKENIZER_FILES
 from ...formats.errors import TokenizerError
-from ...formats.tokenizer_difference import DifferenceKind, TokenizerDifference
 from ...formats.words import count
+from ...models.tokenizer_difference import DifferenceKind, TokenizerDifference
 from ..chat_template import read_chat_templates
 from ..tokenizer_json import read_object, read_text
 from .pre_tokenizer import patterns_of

@@ -7,7 +7,7 @@ import sys
 
 from click.testing import CliRunner
 from moe_gguf.cli.root import root
-from moe_gguf.runner.devices import list_devices
+from moe_gguf.runner.placing.devices import list_devices
 
 from ..runner.workers import COMMAND, running_worker
 

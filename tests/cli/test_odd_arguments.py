@@ -40,7 +40,7 @@ def test_values_that_are_no_text_or_number_are_one_line(model: Path, arguments: 
 @pytest.mark.parametrize("host", ["h\udcff", "a..b", "x" * 70])
 def test_a_worker_that_cannot_be_a_host_is_one_line(host: str) -> None:
     from moe_gguf.formats.errors import EngineError
-    from moe_gguf.runner.rpc import _bindable_address, _resolve
+    from moe_gguf.runner.placing.rpc import _bindable_address, _resolve
 
     for find in (_resolve, lambda host: _bindable_address(host, 50052)):
         with pytest.raises(EngineError, match=r"no name that a host can have|unknown|cannot listen"):

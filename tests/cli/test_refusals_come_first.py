@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from moe_gguf.formats import write as writing
+from moe_gguf.writer import write as writing
 
 from ..command import moe_gguf
 from ..merge.cases import CASES, write_case

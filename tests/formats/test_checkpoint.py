@@ -10,7 +10,7 @@ from moe_gguf.formats.errors import CheckpointError
 from safetensors.numpy import load_file
 
 from ..checkpoints import Tiny, write_checkpoint
-from .refusal import refusal
+from ..refusal import refusal
 
 TINY = Tiny(n_layer=1, n_embd=8, n_ff=8, n_vocab=320, n_expert=2, dtype="F32")
 SHARDED = Tiny(n_layer=1, n_embd=8, n_ff=8, n_vocab=320, n_expert=2, dtype="F32", cuts=(4, 9))

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from moe_gguf.formats.gguf_fields import LONGEST_HEADER, Field, field_of, pack_fields, pack_string
 from moe_gguf.formats.gguf_file import read_gguf, read_shard, tensor_bytes
 from moe_gguf.formats.gguf_layout import TensorEntry, lay_out
-from moe_gguf.formats.gguf_source import GgufSource, plan_from_gguf
-from moe_gguf.formats.partial import split_output
-from moe_gguf.formats.write import write
+from moe_gguf.writer.gguf_source import GgufSource, plan_from_gguf
+from moe_gguf.writer.partial import split_output
+from moe_gguf.writer.write import write
 
-from .arrays import FIELDS, output_of, plan_of, random_arrays, write_with_gguf
-from .refusal import refusal
+from ..arrays import FIELDS, output_of, plan_of, random_arrays, write_with_gguf
+from ..refusal import refusal
 
 T = GGMLQuantizationType
 SHAPES = {"token_embd.weight": (4, 32), "blk.0.attn_q.weight": (5, 7), "blk.0.ffn_norm.weight": (9,)}

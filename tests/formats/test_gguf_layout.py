@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from moe_gguf.formats.gguf_fields import Field
 from moe_gguf.formats.gguf_file import read_gguf
 from moe_gguf.formats.gguf_layout import TensorEntry, group_by_size, lay_out, padded
-from moe_gguf.formats.partial import split_output
-from moe_gguf.formats.write import write
+from moe_gguf.writer.partial import split_output
+from moe_gguf.writer.write import write
 
-from .arrays import FIELDS, output_of, plan_of, random_arrays, write_with_gguf
+from ..arrays import FIELDS, output_of, plan_of, random_arrays, write_with_gguf
 
 T = GGMLQuantizationType
 SHAPES = {

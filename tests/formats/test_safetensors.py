@@ -16,7 +16,7 @@ from moe_gguf.formats.source import TensorInfo
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from .refusal import refusal
+from ..refusal import refusal
 
 SHAPES = {"embed": (7, 16), "norm": (16,), "scalar": (), "experts": (3, 4, 8), "nothing": (0, 16)}
 

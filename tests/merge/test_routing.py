@@ -13,12 +13,12 @@ from gguf.constants import Keys
 from moe_gguf.convert.build_plan import build_plan
 from moe_gguf.formats.checkpoint import Checkpoint
 from moe_gguf.formats.gguf_file import read_gguf
+from moe_gguf.measure import graph_difference
+from moe_gguf.measure.graph_difference import asked_logits, compare, describe_graph_difference
 from moe_gguf.merge.gates import Gates
 from moe_gguf.merge.open import open_recipe
 from moe_gguf.merge.recipe import read_recipe
-from moe_gguf.runner import graph_difference
 from moe_gguf.runner.engine import Engine
-from moe_gguf.runner.graph_difference import asked_logits, compare, describe_graph_difference
 from moe_gguf.runner.load_options import LoadOptions
 from moe_gguf.runner.losses import all_logits
 from moe_gguf.runner.model import Model

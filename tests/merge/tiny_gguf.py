@@ -5,11 +5,11 @@ from pathlib import Path
 from moe_gguf.convert.build_plan import build_plan
 from moe_gguf.convert.outtype import choose_entries, file_type_field
 from moe_gguf.formats.checkpoint import Checkpoint, open_checkpoint
-from moe_gguf.formats.partial import Output
-from moe_gguf.formats.write import write
 from moe_gguf.merge.gates import Gates
 from moe_gguf.merge.open import open_recipe
 from moe_gguf.merge.recipe import read_recipe
+from moe_gguf.writer.partial import Output
+from moe_gguf.writer.write import write
 
 from .cases import CASES, gates_of, write_case
 

@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType
 from moe_gguf.formats.gguf_file import tensor_bytes
-from moe_gguf.quantize.tensor_types import TensorShape
+from moe_gguf.models.tensor_types import TensorShape
 
 # What llama.cpp asks of the rarer families besides the sizes.
 _LINEAR_ATTENTION: dict[str, int | float] = {

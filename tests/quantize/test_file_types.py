@@ -4,8 +4,8 @@ import gguf
 import pytest
 from moe_gguf.formats.errors import PlanError
 from moe_gguf.formats.llamacpp import llama
+from moe_gguf.models.tensor_types import is_quantized, parse_tensor_type
 from moe_gguf.quantize.file_types import FILE_TYPES, parse_file_type
-from moe_gguf.quantize.tensor_types import is_quantized, parse_tensor_type
 
 
 def test_every_file_type_of_the_library_is_there() -> None:

@@ -18,6 +18,7 @@ import pytest
 from gguf import GGMLQuantizationType
 from moe_gguf.formats.errors import EngineError, GgufError, ImatrixError, OutputError, PlanError
 from moe_gguf.formats.gguf_file import read_gguf
+from moe_gguf.models.tensor_types import parse_tensor_type, parse_tensor_type_option
 from moe_gguf.quantize.choices import RecipeOptions
 from moe_gguf.quantize.facts import facts_of
 from moe_gguf.quantize.file_types import parse_file_type
@@ -27,7 +28,6 @@ from moe_gguf.quantize.output_metadata import quantized_metadata
 from moe_gguf.quantize.overrides import apply_kv_overrides, parse_kv_override
 from moe_gguf.quantize.pruning import parse_layers
 from moe_gguf.quantize.recipes import choose_types
-from moe_gguf.quantize.tensor_types import parse_tensor_type, parse_tensor_type_option
 
 from .gguf_headers import Shape, tensors_of, write_header
 from .golden_cases import CASES, GoldenCase, write_sources

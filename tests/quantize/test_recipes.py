@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moe_gguf.formats.errors import PlanError
 from moe_gguf.formats.gguf_file import GgufFile, read_gguf
+from moe_gguf.models.tensor_types import TensorShape
 from moe_gguf.quantize.choices import RecipeOptions, TypeChoice
 from moe_gguf.quantize.facts import ModelFacts, facts_of
 from moe_gguf.quantize.file_types import FILE_TYPES, FileType, parse_file_type
@@ -19,7 +20,6 @@ from moe_gguf.quantize.overrides import KvOverride, apply_kv_overrides
 from moe_gguf.quantize.recipes import choose_types, plan_types
 from moe_gguf.quantize.refusals import needs_imatrix
 from moe_gguf.quantize.stock import StockJob, StockLog, run_stock
-from moe_gguf.quantize.tensor_types import TensorShape
 
 from .gguf_headers import Shape, tensors_of, write_header
 

@@ -3,13 +3,13 @@
 import pytest
 from gguf import GGMLQuantizationType
 from moe_gguf.formats.errors import ImatrixError, PlanError
+from moe_gguf.models.tensor_types import TensorShape
 from moe_gguf.quantize import ggml
 from moe_gguf.quantize.choices import RecipeOptions
 from moe_gguf.quantize.facts import ModelFacts
 from moe_gguf.quantize.file_types import parse_file_type
 from moe_gguf.quantize.recipes import choose_types
 from moe_gguf.quantize.refusals import ENCODER_NEEDS_IMATRIX
-from moe_gguf.quantize.tensor_types import TensorShape
 
 from .gguf_headers import Shape, tensors_of
 

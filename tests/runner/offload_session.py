@@ -11,12 +11,12 @@ import numpy as np
 from moe_gguf.cli.loading import available_devices, build_load_options
 from moe_gguf.formats.gguf_file import read_gguf
 from moe_gguf.formats.llamacpp import listening, llama
-from moe_gguf.runner.dryload import read_allocations
 from moe_gguf.runner.engine import Engine
-from moe_gguf.runner.memory import read_facts
 from moe_gguf.runner.model import Model
-from moe_gguf.runner.placement import evaluate, measured
-from moe_gguf.runner.reasons import flags
+from moe_gguf.runner.placing.dryload import read_allocations
+from moe_gguf.runner.placing.memory import read_facts
+from moe_gguf.runner.placing.placement import evaluate, measured
+from moe_gguf.runner.placing.reasons import flags
 
 
 def main() -> None:

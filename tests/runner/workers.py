@@ -41,7 +41,7 @@ def running_worker() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
 def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     """Wait until the worker greets; its one place for a client is free again afterwards."""
     from moe_gguf.formats.errors import EngineError
-    from moe_gguf.runner.rpc import check_worker
+    from moe_gguf.runner.placing.rpc import check_worker
 
     for _ in range(300):
         assert process.poll() is None, process.communicate()[1]

@@ -1,0 +1,1 @@
+"""Numbers about a model, all of them on the runner's engine."""

@@ -1,0 +1,1 @@
+"""What of a model goes on which device, how much memory that takes, and what devices there are."""

@@ -1,0 +1,105 @@
+"""Devices as the system shows them: llama.cpp's own, GPUs that a build cannot use, memory behind a limit."""
+
+from pathlib import Path
+
+import pytest
+from moe_gguf.formats.errors import EngineError
+from moe_gguf.runner.placing import devices
+from moe_gguf.runner.placing.devices import (
+    advise,
+    cgroup_memory,
+    describe_build,
+    device_handle,
+    find_gpus,
+    list_devices,
+    parse_size,
+    system_memory,
+)
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.fixture
+def no_tools(tmp_path, monkeypatch):
+    """No GPU tools in PATH, and a system that is not Apple's."""
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    monkeypatch.setattr(devices.sys, "platform", "linux")
+
+
+def test_the_cpu_is_a_device_with_the_memory_that_is_there():
+    cpu = next(device for device in list_devices() if device.kind == "cpu")
+    assert cpu.name == cpu.buffer_type == "CPU"
+    assert 0 < cpu.free_bytes <= cpu.total_bytes == system_memory()[1]
+    assert not cpu.offloads
+
+
+def test_the_build_names_its_backends():
+    build = describe_build()
+    assert "CPU" in build.backends
+    assert "CPU :" in build.system_info
+
+
+def test_a_device_is_found_by_name_and_an_unknown_one_named():
+    assert device_handle("CPU")
+    with pytest.raises(EngineError, match=r"no device 'CUDA7'.*has CPU"):
+        device_handle("CUDA7")
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, []),
+        ({"proc/driver/nvidia/version": "NVRM version: 570"}, [("NVIDIA GPU", "CUDA")]),
+        ({"usr/lib/wsl/lib/libcuda.so.1": ""}, [("NVIDIA GPU", "CUDA")]),
+        ({"sys/class/drm/card0/device/vendor": "0x1002\n"}, [("AMD GPU", "VULKAN")]),
+        ({"sys/class/drm/card1/device/vendor": "0x8086\n"}, [("Intel GPU", "VULKAN")]),
+        ({"sys/class/drm/card0/device/vendor": "0x1af4\n"}, []),
+    ],
+)
+def test_gpus_are_seen_in_the_system_files(tmp_path, no_tools, files, expected):
+    for name, text in files.items():
+        write(tmp_path / name, text)
+    assert find_gpus(tmp_path) == expected
+
+
+def test_a_gpu_is_seen_by_its_tool(tmp_path, monkeypatch):
+    tool = tmp_path / ("nvidia-smi.exe" if devices.sys.platform == "win32" else "nvidia-smi")
+    tool.touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert ("NVIDIA GPU", "CUDA") in find_gpus(tmp_path)
+
+
+def test_the_rebuild_command_is_complete(no_tools):
+    assert advise("NVIDIA GPU", "CUDA", ("CPU",)) == (
+        'NVIDIA GPU: CMAKE_ARGS="-DGGML_CUDA=ON -DGGML_RPC=ON" pip install --no-cache-dir --force-reinstall '
+        "--no-binary llama-cpp-python llama-cpp-python"
+    )
+    assert "driver" in advise("NVIDIA GPU", "CUDA", ("CUDA", "CPU"))
+    assert "driver" in advise("AMD GPU", "HIP", ("ROCm", "CPU"))
+
+
+def test_control_groups_limit_the_memory_and_file_cache_counts_as_free(tmp_path):
+    group = tmp_path / "sys/fs/cgroup"
+    write(group / "memory.max", "1000000\n")
+    write(group / "memory.current", "700000\n")
+    write(group / "memory.stat", "anon 200000\nfile 500000\n")
+    write(group / "memory/memory.limit_in_bytes", "9223372036854771712\n")
+    write(group / "memory/memory.usage_in_bytes", "5\n")
+    assert cgroup_memory(tmp_path) == [(1000000, 200000)]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("8G", 8 * 2**30), ("7.5GiB", 7.5 * 2**30), ("512m", 2**29), ("1 TB", 2**40), ("4096", 4096), ("16kb", 2**14)],
+)
+def test_sizes_are_read_as_people_write_them(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1G", "0", "eight", "infG", "nan", "8Q"])
+def test_other_sizes_are_refused(text):
+    with pytest.raises(EngineError, match="is not an amount of memory"):
+        parse_size(text)
