@@ -14,8 +14,9 @@ from typing import Any
 from gguf import GGMLQuantizationType
 from moe_gguf.formats.errors import EngineError
 from moe_gguf.formats.gguf_file import read_gguf
+from moe_gguf.formats.sizes import parse_size
 from moe_gguf.runner.load_options import LoadOptions
-from moe_gguf.runner.placing.devices import list_devices, parse_size
+from moe_gguf.runner.placing.devices import list_devices
 from moe_gguf.runner.placing.memory import read_facts
 from moe_gguf.runner.placing.placement import measured, overfull, plan, with_budgets
 from moe_gguf.runner.placing.rpc import add_servers
@@ -62,7 +63,9 @@ def deviations(path: Path) -> Iterator[tuple[float, bool]]:
     facts, devices = read_facts(file), list_devices()
     for sizes, wish in product(BUDGETS, WISHES):
         offered = [device for device in devices if device.name in ("CPU", "RPC0", "RPC1")[: len(sizes) + 1]]
-        budgeted = with_budgets(offered, [parse_size(size) for size in sizes], parse_size("64G"), hypothetical=True)
+        budgeted = with_budgets(
+            offered, [parse_size(size, "memory") for size in sizes], parse_size("64G", "memory"), hypothetical=True
+        )
         try:
             placement = plan(facts, budgeted, wish)
         except EngineError:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ..formats.sizes import parse_size
 from ..formats.words import count
 from .models import MODEL
 from .terminal import verbosity
@@ -65,7 +66,7 @@ def convert(
     from ..writer.write import write
     from .models import resolve_source
     from .outputs import Place, describe_output, print_output, print_tensors
-    from .plans import Routers, check_finished, parse_size, plan_of
+    from .plans import Routers, check_finished, plan_of
     from .terminal import emit_json, progress, say, warn
 
     with stoppable():
@@ -79,7 +80,7 @@ def convert(
     path = place.path(plan.fields, resolved.upper())
     output = Output(path, plan.fields, entries, f"convert {resolved}")
     if split_max_size:
-        output = split_output(output, parse_size(split_max_size))
+        output = split_output(output, parse_size(split_max_size, "file"))
     report = describe_output(output, resolved.upper())
     if dry_run:
         if as_json:

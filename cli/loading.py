@@ -160,7 +160,8 @@ def shrink_context(
 
 def available_devices(values: Mapping[str, Any], hypothetical: bool = False) -> "list[Device]":
     """Return the devices to plan for: this machine's and the workers', as --device and the budgets leave them."""
-    from ..runner.placing.devices import list_devices, parse_size
+    from ..formats.sizes import parse_size
+    from ..runner.placing.devices import list_devices
     from ..runner.placing.placement import with_budgets
     from ..runner.placing.rpc import add_servers
 
@@ -173,8 +174,8 @@ def available_devices(values: Mapping[str, Any], hypothetical: bool = False) -> 
         if unknown := [name for name in names if name not in by_name]:
             raise EngineError(f"there is no device {unknown[0]!r}; there are {', '.join(by_name)}")
         devices = [d for d in devices if not d.offloads and d.name not in names] + [by_name[name] for name in names]
-    vram = [parse_size(size) for size in split_list(values.get("vram") or "")]
-    ram = parse_size(values["ram"]) if values.get("ram") else None
+    vram = [parse_size(size, "memory") for size in split_list(values.get("vram") or "")]
+    ram = parse_size(values["ram"], "memory") if values.get("ram") else None
     if vram and not hypothetical and not any(device.offloads for device in devices):
         warn("--vram changes nothing here: llama.cpp has no device beside the CPU (see moe-gguf devices)")
         vram = []

@@ -49,18 +49,18 @@ def merge(
     as_json: bool,
 ) -> None:
     """Open, refuse what cannot be written, examine, compute the gates, write, report."""
+    from ..formats.sizes import parse_size
     from ..merge.gates import zero_gates
     from ..merge.models import open_models
     from ..merge.open import open_recipe, sizes_of
     from ..merge.write import check_target, total_bytes
     from .models import resolve_source
-    from .plans import parse_size
     from .recipes import check_gates, examine_recipe, recipe_of
     from .terminal import emit_json, say
 
     if output == "" or (output is None and not check):
         raise click.UsageError("name the folder to write with -o DIR, or use --check")
-    max_shard = parse_size(max_shard_size)
+    max_shard = parse_size(max_shard_size, "file")
     with stoppable():
         recipe = recipe_of(resolve_source(source))
         models = open_models(recipe)

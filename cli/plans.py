@@ -1,6 +1,5 @@
 """From a model argument to a plan, whatever it stands for, and the check of the file that comes of it."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,6 @@ from ..writer.plan import Plan
 from .catalogued import state_catalogue
 from .models import ModelSource, SourceKind
 from .terminal import say, warn
-
-SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 @dataclass(frozen=True)
@@ -70,14 +67,6 @@ def open_source(source: ModelSource, routers: Routers = DEFAULT_ROUTERS) -> Chec
     if source.kind is SourceKind.HUB:
         return open_hub(source)
     return open_recipe_source(source, routers)
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes of a size such as 50G or 512M (thousands, as llama.cpp's gguf-split counts)."""
-    match = re.fullmatch(r"(\d+)([KMG]?)B?", text.strip().upper())
-    if not match or int(match[1]) == 0:
-        raise PlanError(f"{text!r} is not a size; write 50G or 500M")
-    return int(match[1]) * SIZES[match[2]]
 
 
 def check_finished(

@@ -11,6 +11,7 @@ import click
 
 from ..formats.errors import PlanError
 from ..formats.gguf_file import read_gguf, same_file
+from ..formats.sizes import parse_size
 from ..formats.source import file_identity
 from ..formats.words import count
 from ..models.tensor_types import parse_tensor_type, parse_tensor_type_option
@@ -26,7 +27,7 @@ from ..writer.partial import Output, split_output
 from ..writer.plan import Plan
 from .models import SourceKind, resolve_source
 from .outputs import Place, describe_output, print_output, print_tensors
-from .plans import Routers, parse_size, plan_of
+from .plans import Routers, plan_of
 from .terminal import detail, emit_json, progress, say
 
 
@@ -64,7 +65,7 @@ class Job:
         if imatrix and any(same_file(path, options["imatrix"]) for path in paths):
             raise PlanError(f"{options['imatrix']}: the output is the importance matrix; choose another name")
         if options["split_max_size"]:
-            outputs = [split_output(output, parse_size(options["split_max_size"])) for output in outputs]
+            outputs = [split_output(output, parse_size(options["split_max_size"], "file")) for output in outputs]
         elif options["keep_split"]:
             outputs = [_split_alike(output, groups) for output in outputs]
         return cls(name, plan, variants, outputs, place, imatrix, tokenizer, recipe.tensor_types)

@@ -201,20 +201,3 @@ def _ggml() -> SimpleNamespace:
     functions = {name: linked(name, "ggml", *signature) for name, signature in registry.items()}
     functions |= {name: linked(name, "ggml-base", *signature) for name, signature in device.items()}
     return SimpleNamespace(**functions)
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes of a size such as "8G", "7.5GiB", "512M" or "1073741824"; K, M, G and T count in 1024s.
-
-    Raises EngineError for anything else.
-    """
-    word = text.strip().upper().removesuffix("IB").removesuffix("B")
-    scale = {"K": 1, "M": 2, "G": 3, "T": 4}.get(word[-1:], 0)
-    number = word[:-1] if scale else word
-    try:
-        size = int(float(number) * 1024**scale)
-    except (ValueError, OverflowError):
-        size = 0
-    if size <= 0:
-        raise EngineError(f"{text!r} is not an amount of memory; write it like 8G, 7.5G or 512M")
-    return size

@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType
 from moe_gguf.cli.fit import type_sizes
 from moe_gguf.cli.loading import build_load_options
 from moe_gguf.cli.root import root
-from moe_gguf.formats.errors import EngineError, GgufError
+from moe_gguf.formats.errors import EngineError, GgufError, PlanError
 from moe_gguf.formats.gguf_file import read_gguf
 
 from ..runner.tiny_moe import write_moe
@@ -90,7 +90,7 @@ def test_options_of_the_context_are_planned_with(tiny):
 def test_what_cannot_be_planned_is_one_line(tiny, four_by_seven, tmp_path):
     with pytest.raises(EngineError, match="too large for this machine"):
         fit(four_by_seven, "--ram", "4G")
-    with pytest.raises(EngineError, match="not an amount of memory"):
+    with pytest.raises(PlanError, match="not an amount of memory"):
         fit(tiny, "--vram", "lots")
     with pytest.raises(EngineError, match="there is no device 'CUDA9'"):
         fit(tiny, "-dev", "CUDA9")

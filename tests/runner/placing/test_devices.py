@@ -12,7 +12,6 @@ from moe_gguf.runner.placing.devices import (
     device_handle,
     find_gpus,
     list_devices,
-    parse_size,
     system_memory,
 )
 
@@ -89,17 +88,3 @@ def test_control_groups_limit_the_memory_and_file_cache_counts_as_free(tmp_path)
     write(group / "memory/memory.limit_in_bytes", "9223372036854771712\n")
     write(group / "memory/memory.usage_in_bytes", "5\n")
     assert cgroup_memory(tmp_path) == [(1000000, 200000)]
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("8G", 8 * 2**30), ("7.5GiB", 7.5 * 2**30), ("512m", 2**29), ("1 TB", 2**40), ("4096", 4096), ("16kb", 2**14)],
-)
-def test_sizes_are_read_as_people_write_them(text, size):
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "G", "-1G", "0", "eight", "infG", "nan", "8Q"])
-def test_other_sizes_are_refused(text):
-    with pytest.raises(EngineError, match="is not an amount of memory"):
-        parse_size(text)
