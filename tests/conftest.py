@@ -2,6 +2,8 @@
 
 import signal
 
+from .loaded_models import smollm2, smollm2_path, tiny, tiny_path  # noqa: F401 (fixtures)
+
 # A shell starts what it runs in the background with SIGINT ignored, and programs inherit that; tests send it to some.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

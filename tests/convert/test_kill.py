@@ -16,7 +16,7 @@ LARGE = Tiny(n_layer=4, n_embd=512, n_ff=1536, n_head=8, n_expert=8, layout="fus
 """About 150 MB: large enough that most kills fall between the first and the last byte."""
 
 PROGRAM = """
-from moe_gguf.formats import write
+from moe_gguf.writer import write
 write.SECONDS_BETWEEN_CHECKPOINTS = 0.0  # a run of a second notes its progress as one of an hour does
 from moe_gguf.cli import main
 main()

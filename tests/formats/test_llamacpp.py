@@ -12,7 +12,7 @@ import psutil
 from pathlib import Path
 from moe_gguf.formats.llamacpp import ggml
 from moe_gguf.quantize.ggml import quantize_chunk
-from moe_gguf.runner.devices import list_devices
+from moe_gguf.runner.placing.devices import list_devices
 list_devices()
 for name in ("ggml", "ggml-base", "ggml-cpu"):
     ggml(name)

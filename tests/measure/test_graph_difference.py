@@ -17,7 +17,7 @@ from moe_gguf.runner.engine import Engine
 from moe_gguf.runner.losses import all_logits
 from moe_gguf.runner.model import Model, tokenize
 
-from ..runner.conftest import ONE_THREAD
+from ..loaded_models import ONE_THREAD
 from ..runner.tiny_gguf import N_EXPERT, N_FF, Fields, Tensors, write_tiny
 
 TEXT = "the cat and the hat in a land that had a thin can and an ant then the chin had a tan"

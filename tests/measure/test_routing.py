@@ -5,7 +5,7 @@ from moe_gguf.measure.routing import expert_shares, mean_shares
 from moe_gguf.runner.model import Model, tokenize
 from moe_gguf.runner.tap import capture
 
-from ..runner.conftest import ONE_THREAD
+from ..loaded_models import ONE_THREAD
 from ..runner.tiny_gguf import N_EXPERT, N_LAYER, tiny_tensors
 
 TEXT = "the cat and the hat in a land that had a thin can"

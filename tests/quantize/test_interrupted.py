@@ -18,7 +18,7 @@ from ..command import moe_gguf
 LARGE = Tiny(n_layer=3, n_embd=512, n_ff=1536, n_head=8, n_expert=8, layout="fused", cuts=(9,))
 TYPES = ("Q4_K_M", "Q5_K_M", "Q8_0")
 PROGRAM = """
-from moe_gguf.formats import write
+from moe_gguf.writer import write
 write.SECONDS_BETWEEN_CHECKPOINTS = 0.0  # a run of a second notes its progress as one of an hour does
 from moe_gguf.cli import main
 main()

@@ -23,7 +23,7 @@ from moe_gguf.runner.model import Model, spell
 from moe_gguf.runner.sampling import SamplingOptions
 from moe_gguf.runner.session import Session
 
-from .conftest import ONE_THREAD
+from ..loaded_models import ONE_THREAD
 from .tiny_gguf import Fields, write_tiny
 
 MISTRAL = (

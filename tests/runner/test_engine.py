@@ -20,7 +20,7 @@ from moe_gguf.runner.model import Model, detokenize, tokenize
 from moe_gguf.runner.sampling import Sampler, SamplingOptions
 from moe_gguf.runner.tap import Tap
 
-from .conftest import ONE_THREAD
+from ..loaded_models import ONE_THREAD
 
 GREEDY = SamplingOptions(temp=0)
 STORY = "the cat and the hat in a land that had a thin can and an ant then the chin had a tan "

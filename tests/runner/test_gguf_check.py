@@ -13,7 +13,7 @@ from moe_gguf.runner.engine import Engine
 from moe_gguf.runner.gguf_check import check_gguf
 from moe_gguf.runner.model import Model, tokenize
 
-from .conftest import ONE_THREAD
+from ..loaded_models import ONE_THREAD
 from .tiny_gguf import Fields, Tensors, write_tiny
 
 Change = Callable[[Fields, Tensors], None]

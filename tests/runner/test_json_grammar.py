@@ -11,7 +11,7 @@ from moe_gguf.runner.json_grammar import json_schema_grammar
 from moe_gguf.runner.model import Model
 from moe_gguf.runner.sampling import SamplingOptions
 
-from .conftest import ONE_THREAD
+from ..loaded_models import ONE_THREAD
 
 SHORT = {"type": "string", "maxLength": 3}
 

@@ -9,7 +9,7 @@ from moe_gguf.runner.losses import token_losses
 from moe_gguf.runner.model import Model, tokenize
 from moe_gguf.runner.verify import verify_gguf
 
-from .conftest import ONE_THREAD
+from ..loaded_models import ONE_THREAD
 from .tiny_gguf import Fields, Tensors, write_tiny
 
 TEXT = "the cat and the hat in a land that had a thin can and an ant then the chin had a tan"

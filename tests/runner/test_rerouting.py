@@ -12,7 +12,7 @@ from moe_gguf.runner.model import Model, tokenize
 from moe_gguf.runner.rerouting import Route, by_routers, enter_routers, rerouted, rerouted_losses, to_expert
 from moe_gguf.runner.tap import decode_each
 
-from .conftest import ONE_THREAD
+from ..loaded_models import ONE_THREAD
 from .tiny_gguf import N_EMBD, N_EXPERT, N_LAYER, Fields, Tensors, tiny_tensors, write_tiny
 
 TEXT = "the cat and the hat in a land that had a thin can and an ant then the chin had a tan"

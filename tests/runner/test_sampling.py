@@ -12,7 +12,7 @@ from moe_gguf.runner.json_grammar import json_schema_grammar
 from moe_gguf.runner.model import Model, is_end, tokenize
 from moe_gguf.runner.sampling import Sampler, SamplingOptions
 
-from .conftest import ONE_THREAD
+from ..loaded_models import ONE_THREAD
 
 REPORT = {
     "type": "object",

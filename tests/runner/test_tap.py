@@ -13,7 +13,7 @@ from moe_gguf.runner.losses import all_logits
 from moe_gguf.runner.model import Model, tokenize
 from moe_gguf.runner.tap import capture, collect
 
-from .conftest import ONE_THREAD
+from ..loaded_models import ONE_THREAD
 from .tiny_gguf import N_EMBD, N_EXPERT, N_LAYER, tiny_tensors
 
 TEXT = "the cat and the hat in a land that had a thin can and an ant then the chin had a tan"

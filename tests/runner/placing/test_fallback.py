@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 from moe_gguf.cli.loading import load_model
 from moe_gguf.formats.llamacpp import llama
-from moe_gguf.runner.devices import list_devices
+from moe_gguf.runner.placing.devices import list_devices
 list_devices()
 limit = psutil.Process().memory_info().vms + 520_000_000
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -8,7 +8,7 @@ import pytest
 from moe_gguf.runner.load_options import LoadOptions
 from moe_gguf.runner.model import Model
 
-from .tiny_gguf import write_tiny
+from .runner.tiny_gguf import write_tiny
 
 ONE_THREAD = LoadOptions(
     n_ctx=512, n_batch=128, n_ubatch=32, n_threads=1, n_gpu_layers=0, flash_attn="off", n_seq_max=4, repack=False
