@@ -8,7 +8,7 @@ PACKAGES := formats writer models convert merge quantize runner measure jobs cli
 BENCHMARKS := encoders convert quantize placement
 CODE := $(PACKAGES) tests benchmarks docs
 
-.PHONY: demo test test-all lint bench docs lock clean
+.PHONY: demo test test-all coverage lint bench docs lock clean
 
 demo: $(READY)  ## merge, convert, quantize and ask a small mixture of experts
 	$(BIN)/moe-gguf demo
@@ -18,6 +18,9 @@ test: $(READY) lint  ## lint, types and the test suite
 
 test-all: $(READY) lint  ## the same with the tests that take minutes
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+coverage: $(READY)  ## which lines and branches the suite does not reach
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-report=html:build/coverage
 
 lint: $(READY)
 	$(BIN)/ruff check $(CODE)
