@@ -14,6 +14,7 @@ from .answers import opened_engine, speed_line, stream_answer, tolerate_any_text
 from .loading import loading_options
 from .models import MODEL, resolve_gguf
 from .sampling_options import build_sampling, sampling_options, unescape
+from .template_options import build_template, template_options
 from .terminal import say, verbosity, warn
 from .text_files import plain_text
 
@@ -54,6 +55,7 @@ class Leave(Exception):
 @click.option(
     "-r", "--reverse-prompt", "--stop", "stops", multiple=True, help="End an answer at this text; repeatable."
 )
+@template_options
 @sampling_options
 @loading_options
 @verbosity
@@ -62,16 +64,20 @@ def command(model: str | None, system: str | None, n_predict: int, stops: tuple[
 
     With a pipe instead of a terminal each line is a message. /help lists the commands.
     """
-    sampling = build_sampling(values)
+    sampling, template = build_sampling(values), build_template(values)
     path = resolve_gguf(model)
     tolerate_any_text()
     with opened_engine(path, values) as engine:
-        from ..runner.model import chat_template
         from ..runner.session import Session
+        from ..runner.templates.chat_format import chat_format
 
-        if chat_template(engine.model) is None:
+        chat = chat_format(engine.model, template)
+        if not chat.template.chosen:
             warn("the model has no chat template; ChatML is used, and it may answer strangely")
-        session = Session(engine, sampling, n_predict, [unescape(stop) for stop in stops], unescape(system or ""))
+        if chat.endings.note:
+            say(f"({chat.endings.note})")
+        stops = tuple(unescape(stop) for stop in stops)
+        session = Session(engine, sampling, n_predict, stops, unescape(system or ""), chat=chat)
         name = engine.model.file.metadata.get("general.name") or path.stem
         say(f"{name}, {engine.n_threads} threads, context of {engine.n_ctx} tokens. /help shows the commands.")
         for line in messages():
@@ -206,6 +212,8 @@ def show_answer(session: "Session", pieces: Iterator["Piece"]) -> None:
     with on_interrupt(engine.cancel):
         finish = stream_answer(pieces)
     engine.resume()
+    for remark in session.remarks:
+        warn(remark)
     if session.dropped:
         one = "the oldest message no longer fits into the context and was dropped"
         more = f"the {session.dropped} oldest messages no longer fit into the context and were dropped"

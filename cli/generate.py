@@ -9,12 +9,14 @@ from .answers import opened_engine, speed_line, speed_report, stream_answer, tol
 from .loading import loading_options
 from .models import MODEL, resolve_gguf
 from .sampling_options import build_sampling, sampling_options, unescape
+from .template_options import build_template, template_options
 from .terminal import emit_json, say, verbosity, warn
 from .text_files import plain_text, read_text_file
 
 if TYPE_CHECKING:
     from ..runner.engine import Engine
     from ..runner.sampling import SamplingOptions
+    from ..runner.templates.chat_format import TemplateOptions
 
 
 @click.command()
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 )
 @click.option("--logprobs", type=click.IntRange(0, 100), help="With --json: log probabilities, and of so many others.")
 @click.option("--json", "as_json", is_flag=True, help="Print text, tokens and speed as JSON when done.")
+@template_options
 @sampling_options
 @loading_options
 @verbosity
@@ -76,11 +79,11 @@ def command(
     if escape:
         system = unescape(system) if system else system
         stops = tuple(unescape(stop) for stop in stops)
-    sampling = build_sampling(values)
+    sampling, template = build_sampling(values), build_template(values)
     path = resolve_gguf(model)
     with opened_engine(path, values) as engine:
-        tokens = prompt_tokens(engine, text, bool(conversation) or system is not None, system)
-        settings = {"n_predict": n_predict, "stops": stops}
+        tokens, settings = prompt_of(engine, text, system, template if conversation or system is not None else None)
+        settings |= stop_settings(engine, stops) | {"n_predict": n_predict}
         if as_json:
             emit_json(report(engine, tokens, sampling, settings | {"n_logprobs": logprobs}))
         else:
@@ -100,17 +103,33 @@ def read_prompt(prompt: str | None, prompt_file: str | None, escape: bool) -> st
     return plain_text(sys.stdin.read()).removesuffix("\n")
 
 
-def prompt_tokens(engine: "Engine", text: str, conversation: bool, system: str | None) -> list[int]:
-    """Return the prompt's tokens, raw or through the chat template."""
-    from ..runner.conversation import chat_tokens
-    from ..runner.model import chat_template, tokenize
+def prompt_of(
+    engine: "Engine", text: str, system: str | None, template: "TemplateOptions | None"
+) -> tuple[list[int], dict[str, Any]]:
+    """Return the prompt's tokens, raw or through the chat template, and how an answer to it ends."""
+    from ..runner.templates.chat_format import chat_format, continued
+    from ..runner.templates.message import Message
 
-    if not conversation:
-        return tokenize(engine.model, text)
-    if chat_template(engine.model) is None:
+    if template is None:
+        return continued(engine.model, text), {}
+    chat = chat_format(engine.model, template)
+    if not chat.template.chosen:
         warn("the model has no chat template; ChatML is used")
-    messages = [{"role": "system", "content": system}] if system else []
-    return chat_tokens(engine.model, [*messages, {"role": "user", "content": text}])
+    messages = [Message("system", system)] if system else []
+    rendered = chat.render([*messages, Message("user", text)])
+    for remark in (*rendered.notes, *rendered.lost):
+        warn(remark)
+    if chat.endings.note:
+        say(chat.endings.note)
+    return chat.tokens(rendered), {"endings": chat.endings}
+
+
+def stop_settings(engine: "Engine", stops: tuple[str, ...]) -> dict[str, Any]:
+    """Return what ends the answer as the user wants."""
+    from ..runner.templates.endings import stops_of
+
+    found = stops_of(engine.model, stops)
+    return {"stops": found.texts, "stop_tokens": found.tokens}
 
 
 def show(engine: "Engine", tokens: list[int], sampling: "SamplingOptions", settings: dict[str, Any]) -> None:

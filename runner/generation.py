@@ -1,14 +1,15 @@
 """A prompt and sampling options in, an answer out piece by piece, for one sequence or many in one batch."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..formats.errors import EngineError
 from .engine import Choice, Engine, Feed, TokenLogprob
-from .model import is_end, piece
+from .model import is_end, piece, spell
 from .sampling import Sampler, SamplingOptions
 from .streaming import TextStream
+from .templates.endings import Endings
 
 
 @dataclass(frozen=True)
@@ -16,13 +17,14 @@ class Piece:
     """What one step adds to an answer: `text` may be empty while a character or a stop string is unfinished.
 
     `finish` is None until the last piece: "end" (the model ended), "stop" (a stop string), "length" (n_predict
-    tokens) or "context" (the context is full).
+    tokens) or "context" (the context is full). A session tells `thought`, what the model thinks, from `text`.
     """
 
     token: int
     text: str
     logprob: TokenLogprob | None = None
     finish: str | None = None
+    thought: str = ""
 
 
 @dataclass
@@ -37,6 +39,10 @@ class Generation:
     pending: list[int]
     n_prompt: int
     n_reused: int
+    ends: frozenset[int] = frozenset()
+    end_texts: tuple[str, ...] = ()
+    stop_tokens: frozenset[int] = frozenset()
+    spelled: frozenset[int] = frozenset()
     tokens: list[int] = field(default_factory=list)
     finish: str | None = None
     started: float = 0.0
@@ -73,12 +79,17 @@ def begin(
     sequence: int = 0,
     n_predict: int = -1,
     stops: Sequence[str] = (),
+    stop_tokens: frozenset[int] = frozenset(),
+    endings: Endings | None = None,
+    spelled: frozenset[int] = frozenset(),
     n_logprobs: int | None = None,
 ) -> Generation:
     """Prepare an answer: reuse what the cache shares with the prompt, build the sampler. Nothing is decoded yet.
 
-    n_predict -1 goes on until the model ends or the context is full. Raises EngineError for an empty prompt, one
-    that does not fit into the context, and impossible sampling options.
+    n_predict -1 goes on until the model ends or the context is full. `stops` and `stop_tokens` end it as the user
+    wants, `endings` as the model's template does (not with `ignore_eos`); `spelled` tokens are shown though they are
+    control tokens. Raises EngineError for an empty prompt, one that does not fit into the context, and impossible
+    sampling options.
     """
     if not prompt:
         raise EngineError("the prompt is empty, and this model's tokenizer adds no token of its own; give it a prompt")
@@ -93,9 +104,40 @@ def begin(
     reused = engine.reuse(sequence, prompt)
     sampler.accept_prompt(prompt[-max(sampling.repeat_last_n, sampling.dry_penalty_last_n, 1) :])
     pending = list(prompt[reused:])
-    generation = Generation(sequence, sampler, TextStream(stops), n_predict, n_logprobs, pending, len(prompt), reused)
+    endings = Endings() if endings is None or sampling.ignore_eos else endings
+    generation = Generation(
+        sequence,
+        sampler,
+        TextStream((*stops, *endings.texts)),
+        n_predict,
+        n_logprobs,
+        pending,
+        len(prompt),
+        reused,
+        ends=endings.tokens,
+        end_texts=endings.texts,
+        stop_tokens=stop_tokens,
+        spelled=spelled,
+    )
     generation.finish = None if n_predict else "length"
     return generation
+
+
+def read_prompt(engine: Engine, generation: Generation, on_prompt: Callable[[int, int], None] | None) -> None:
+    """Decode all of a prompt but its last piece, so that `on_prompt(done, total)` hears of each n_ubatch tokens.
+
+    The pieces are those that llama.cpp computes at once anyway: nothing is computed otherwise than without.
+    """
+    if on_prompt is None:
+        return
+    total = len(generation.pending)
+    generation.started = generation.started or time.perf_counter()
+    while len(generation.pending) > engine.n_ubatch:
+        on_prompt(total - len(generation.pending), total)
+        engine.step([Feed(generation.sequence, generation.pending[: engine.n_ubatch])])
+        del generation.pending[: engine.n_ubatch]
+    if total > engine.n_ubatch:
+        on_prompt(total, total)
 
 
 def advance(engine: Engine, generations: Sequence[Generation]) -> list[Piece]:
@@ -162,12 +204,15 @@ def _take(engine: Engine, generation: Generation, choice: Choice) -> Piece:
     generation.first_token = generation.first_token or generation.latest_token
     generation.tokens.append(token)
     generation.pending = [token]
-    if is_end(engine.model, token):
+    if is_end(engine.model, token) or token in generation.ends:
         generation.finish, text = "end", ""
+    elif token in generation.stop_tokens:
+        generation.finish, text = "stop", ""
     else:
-        text = generation.stream.push(piece(engine.model, token))
+        spelled = spell(engine.model, token, special=True) if token in generation.spelled else None
+        text = generation.stream.push(piece(engine.model, token) if spelled is None else spelled)
         if generation.stream.stopped is not None:
-            generation.finish = "stop"
+            generation.finish = "end" if generation.stream.stopped in generation.end_texts else "stop"
         elif 0 <= generation.n_predict <= len(generation.tokens):
             generation.finish = "length"
         elif engine.room() < 1:

@@ -4,10 +4,8 @@ import ctypes
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from gguf.constants import Keys
 
 from ..formats.errors import EngineError
 from ..formats.gguf_file import GgufFile
@@ -132,9 +130,3 @@ def special_text(model: Model, key: str) -> str:
     if not isinstance(token, int) or not 0 <= token < model.n_vocab:
         return ""
     return spell(model, token, special=True).decode("utf-8", "replace")
-
-
-def chat_template(model: Model) -> str | None:
-    """Return the file's chat template."""
-    template: Any = model.file.metadata.get(Keys.Tokenizer.CHAT_TEMPLATE)
-    return template if isinstance(template, str) and template.strip() else None

@@ -1,19 +1,28 @@
 """A chat in the making: messages in and answers out, with what the engine's cache already knows reused."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from .conversation import Message, prompt_of
+from .conversation import prompt_of
 from .engine import Cancelled, Engine
-from .generation import Generation, Piece, Speed, advance, begin, speed
+from .generation import Generation, Piece, Speed, advance, begin, read_prompt, speed
 from .sampling import SamplingOptions
+from .templates.chat_format import ChatFormat, chat_format
+from .templates.endings import stops_of
+from .templates.message import Message
+from .templates.thinking import ThoughtStream
 
 LEAST_ANSWER = 512
 
 
 @dataclass
 class Session:
-    """A conversation with one engine; `dropped` counts the messages that the last prompt had no room for."""
+    """A conversation with one engine.
+
+    `dropped` counts the messages that the last prompt had no room for; they stay in `messages`. `remarks` is what the
+    template made of the last prompt. `on_prompt(done, total)` hears how much of a prompt is read; without
+    `reuse_cache` every prompt is read from its beginning, so that an answer depends on seed and messages alone.
+    """
 
     engine: Engine
     sampling: SamplingOptions
@@ -23,15 +32,27 @@ class Session:
     messages: list[Message] = field(default_factory=list)
     dropped: int = 0
     last: Generation | None = None
+    chat: ChatFormat | None = None
+    remarks: tuple[str, ...] = ()
+    on_prompt: Callable[[int, int], None] | None = None
+    reuse_cache: bool = True
+    _left_out: int = 0
+
+    @property
+    def format(self) -> ChatFormat:
+        """How the model is talked to: as its file says, unless something else was given."""
+        if self.chat is None:
+            self.chat = chat_format(self.engine.model)
+        return self.chat
 
     def ask(self, text: str) -> Iterator[Piece]:
         """Add a user's message and yield the answer; see `answer`."""
-        self.messages.append({"role": "user", "content": text})
+        self.messages.append(Message("user", text))
         return self.answer()
 
     def regenerate(self) -> Iterator[Piece] | None:
         """Forget the last answer and yield another one, drawn anew; None when there is no question yet."""
-        while self.messages and self.messages[-1]["role"] != "user":
+        while self.messages and self.messages[-1].role not in ("user", "tool"):
             self.messages.pop()
         return self.answer(replace(self.sampling, seed=None)) if self.messages else None
 
@@ -39,23 +60,28 @@ class Session:
         """Yield the answer to the last message. Raises Cancelled after the engine's `cancel`.
 
         What was said before an interruption stays in the history; a question without any answer is taken back.
+        Thoughts come as the pieces' `thought`.
         """
-        text = ""
+        text = thought = ""
+        thoughts: ThoughtStream | None = None
         try:
-            self.last = self._begin(sampling or self.sampling)
+            self.last, thoughts = self._begin(sampling or self.sampling)
+            read_prompt(self.engine, self.last, self.on_prompt)
             while self.last.finish is None:
                 for piece in advance(self.engine, [self.last]):
-                    text += piece.text
-                    yield piece
+                    heard = thoughts.push(piece.text)
+                    if piece.finish:
+                        rest = thoughts.flush()
+                        heard = replace(heard, thought=heard.thought + rest.thought, said=heard.said + rest.said)
+                    text, thought = text + heard.said, thought + heard.thought
+                    yield replace(piece, text=heard.said, thought=heard.thought)
         except Cancelled:
-            if self.last:
-                text += self.last.stream.flush()
+            if self.last and thoughts:
+                first, rest = thoughts.push(self.last.stream.flush()), thoughts.flush()
+                text, thought = text + first.said + rest.said, thought + first.thought + rest.thought
             raise
         finally:
-            if text:
-                self.messages.append({"role": "assistant", "content": text})
-            elif self.messages and self.messages[-1]["role"] == "user":
-                self.messages.pop()
+            self._remember(text, thought)
 
     def speed(self) -> Speed | None:
         """Return what the last answer took."""
@@ -64,23 +90,49 @@ class Session:
     def reset(self) -> None:
         """Forget the conversation, not the system message."""
         self.messages.clear()
-        self.last = None
+        self.last, self._left_out = None, 0
 
     def everything(self) -> list[Message]:
-        """Return all messages, the system message first."""
-        return ([{"role": "system", "content": self.system}] if self.system else []) + self.messages
+        """Return all messages, the system message first, those too that no longer fit into the context."""
+        return ([Message("system", self.system)] if self.system else []) + self.messages
 
     def replace_by(self, messages: Sequence[Message]) -> None:
-        """Take over a saved conversation, with its system message if it has one."""
+        """Take over a saved conversation, with its system message if it begins with one."""
         self.reset()
-        self.system = "\n".join(each["content"] for each in messages if each["role"] == "system")
-        self.messages = [dict(each) for each in messages if each["role"] != "system"]
+        self.system, rest = "", list(messages)
+        if rest and rest[0].role == "system" and isinstance(rest[0].content, str):
+            self.system = rest.pop(0).text
+        self.messages = rest
 
-    def _begin(self, sampling: SamplingOptions) -> Generation:
-        n_ctx = self.engine.n_ctx
-        n_answer = min(self.n_predict if self.n_predict > 0 else LEAST_ANSWER, n_ctx // 4)
+    def _begin(self, sampling: SamplingOptions) -> tuple[Generation, ThoughtStream]:
+        engine, chat = self.engine, self.format
+        n_answer = min(self.n_predict if self.n_predict > 0 else LEAST_ANSWER, engine.n_ctx // 4)
         self.last = None
-        prompt = prompt_of(self.engine.model, self.everything(), n_ctx, n_answer)
-        self.dropped = prompt.n_dropped
-        self.messages = [message for message in prompt.messages if message["role"] != "system"]
-        return begin(self.engine, prompt.tokens, sampling, n_predict=self.n_predict, stops=self.stops)
+        opening = self.everything()[: len(self.everything()) - len(self.messages)]
+        prompt = prompt_of(chat, [*opening, *self.messages[self._left_out :]], engine.n_ctx, n_answer)
+        self.dropped, self.remarks = prompt.n_dropped, prompt.remarks
+        self._left_out += prompt.n_dropped
+        if not self.reuse_cache:
+            engine.forget(0)
+        stops = stops_of(engine.model, self.stops)
+        generation = begin(
+            engine,
+            prompt.tokens,
+            sampling,
+            n_predict=self.n_predict,
+            stops=stops.texts,
+            stop_tokens=stops.tokens,
+            endings=chat.endings,
+            spelled=chat.spelled if chat.separates_thoughts else frozenset(),
+        )
+        tags = chat.tags if chat.separates_thoughts else None
+        return generation, ThoughtStream(tags, inside=prompt.thinking)
+
+    def _remember(self, text: str, thought: str) -> None:
+        """Add an answer to the history; take back a question that got none."""
+        if self.format.options.reasoning_format == "deepseek-legacy" and thought and self.format.tags:
+            text = f"{self.format.tags.start}{thought}{self.format.tags.end}{text}"
+        if text or thought:
+            self.messages.append(Message("assistant", text, reasoning_content=thought.strip() or None))
+        elif self.messages and self.messages[-1].role == "user":
+            self.messages.pop()

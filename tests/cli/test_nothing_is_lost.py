@@ -8,6 +8,7 @@ import pytest
 from moe_gguf.merge.gates import save_gates
 from moe_gguf.merge.regate import read_routers
 from moe_gguf.runner.conversation import load, save
+from moe_gguf.runner.templates.message import Message
 
 from ..command import Outcome, moe_gguf
 from ..merge.cases import CASES, write_case
@@ -68,8 +69,8 @@ def test_calibrate_takes_finite_numbers_above_zero(option: str, value: str, tmp_
 
 def test_a_conversation_with_odd_text_is_saved_whole(tmp_path: Path) -> None:
     path = tmp_path / "talk.json"
-    save(path, [{"role": "user", "content": "odd \udcff"}])
-    assert load(path) == [{"role": "user", "content": "odd ?"}]
+    save(path, [Message("user", "odd \udcff")])
+    assert load(path) == [Message("user", "odd ?")]
 
 
 @pytest.mark.parametrize("suffix", [".yml", ".toml"])

@@ -8,53 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from moe_gguf.formats.errors import EngineError
-from moe_gguf.runner.conversation import (
-    Message,
-    chat_tokens,
-    compiled,
-    load,
-    prompt_of,
-    render,
-    save,
-    without_oldest_turn,
-)
+from moe_gguf.runner.conversation import load, prompt_of, save, without_oldest_turn
 from moe_gguf.runner.engine import Cancelled, Engine
-from moe_gguf.runner.model import Model, spell
+from moe_gguf.runner.model import Model
 from moe_gguf.runner.sampling import SamplingOptions
 from moe_gguf.runner.session import Session
+from moe_gguf.runner.templates.chat_format import chat_format
+from moe_gguf.runner.templates.message import Message, assistant, system, user
 
 from ..loaded_models import ONE_THREAD
-from .tiny_gguf import Fields, write_tiny
-
-MISTRAL = (
-    "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
-    "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
-    "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token}}{% endif %}{% endfor %}"
-)
 
 
-def user(text: str) -> Message:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str) -> Message:
-    return {"role": "assistant", "content": text}
-
-
-def system(text: str) -> Message:
-    return {"role": "system", "content": text}
-
-
-def model_with(path: Path, template: str | None) -> Model:
-    """Load a tiny model with this chat template."""
-
-    def change(fields: Fields, _: object) -> None:
-        del fields["tokenizer.chat_template"]
-        if template is not None:
-            fields["tokenizer.chat_template"] = template
-
-    return Model(write_tiny(path / "templated.gguf", change), ONE_THREAD)
+def chat_tokens(model: Model, messages: list[Message]) -> list[int]:
+    chat = chat_format(model)
+    return chat.tokens(chat.render(messages))
 
 
 @pytest.fixture(scope="module")
@@ -63,84 +30,31 @@ def engine(tiny: Model) -> Iterator[Engine]:
         yield engine
 
 
-def test_the_files_template_is_used(smollm2: Model) -> None:
-    text = render(smollm2, [user("Hi")])
-    assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
-    tokens = chat_tokens(smollm2, [user("Hi")])
-    assert "".join(spell(smollm2, token, special=True).decode() for token in tokens) == text
-
-
-def test_bos_is_there_once(tmp_path: Path, tiny: Model) -> None:
-    with model_with(tmp_path, MISTRAL) as model:
-        assert render(model, [user("the cat")]) == "<s>[INST] the cat [/INST]"
-        tokens = chat_tokens(model, [user("the cat")])
-    assert tokens[0] == 1 and tokens.count(1) == 1
-    assert chat_tokens(tiny, [user("the cat")])[0] == 1
-
-
-def test_a_template_without_system_messages_gets_it_from_the_user(tmp_path: Path) -> None:
-    with model_with(tmp_path, MISTRAL) as model:
-        text = render(model, [system("Be brief."), user("the cat"), assistant("a hat"), user("an ant")])
-    assert text == "<s>[INST] Be brief.\n\nthe cat [/INST]a hat<|im_end|>[INST] an ant [/INST]"
-
-
-def test_without_a_template_chatml_is_used(tmp_path: Path) -> None:
-    with model_with(tmp_path, None) as model:
-        assert render(model, [user("a")]) == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
-
-
-@pytest.mark.parametrize(
-    ("template", "match"),
-    [
-        ("{{ raise_exception('no, never') }}", "the chat template fails: no, never"),
-        ("{% for %}", "the chat template is broken"),
-        ("{{ messages[0].nothing.at_all }}", "the chat template fails"),
-        ("{{ ''.__class__.__mro__ }}", "the chat template fails"),
-        ("{{ messages.append(1) }}", "the chat template fails"),
-        ("{% for i in range(999999999) %}{% endfor %}", "the chat template fails"),
-        ("{{ 1 // 0 }}", "the chat template fails"),
-    ],
-)
-def test_a_template_that_fails_is_one_clear_line(tmp_path: Path, template: str, match: str) -> None:
-    with model_with(tmp_path, template) as model, pytest.raises(EngineError, match=match) as caught:
-        render(model, [user("a")])
-    assert "\n" not in str(caught.value)
-
-
-def test_what_templates_expect_is_there() -> None:
-    template = compiled(
-        "{% generation %}{{ messages | tojson }}{% endgeneration %}{% for i in [1, 2, 3] %}{% if i == 2 %}{% break %}"
-        "{% endif %}{{ i }}{% endfor %}{{ strftime_now('%Y') | length }}",
-        "file",
-    )
-    assert template.render(messages=["é<"]) == '["é<"]14'
-
-
 def test_the_oldest_turns_go_first_and_whole(tiny: Model) -> None:
     turns = [user("the cat " * 6), assistant("an ant"), user("the hat " * 6), assistant("a can"), user("a tan")]
     messages = [system("in a land"), *turns]
     whole = len(chat_tokens(tiny, messages))
-    everything = prompt_of(tiny, messages, whole + 10, 10)
+    everything = prompt_of(chat_format(tiny), messages, whole + 10, 10)
     assert (everything.n_dropped, list(everything.messages)) == (0, messages)
-    shorter = prompt_of(tiny, messages, whole + 9, 10)
+    shorter = prompt_of(chat_format(tiny), messages, whole + 9, 10)
     assert (shorter.n_dropped, list(shorter.messages)) == (2, [messages[0], *messages[3:]])
     assert len(shorter.tokens) + 10 <= whole + 9
     least = len(chat_tokens(tiny, [messages[0], messages[-1]]))
-    assert prompt_of(tiny, messages, least + 10, 10).n_dropped == 4
+    assert prompt_of(chat_format(tiny), messages, least + 10, 10).n_dropped == 4
     with pytest.raises(EngineError, match=f"the message has {least} tokens and 10 are kept"):
-        prompt_of(tiny, messages, least + 9, 10)
+        prompt_of(chat_format(tiny), messages, least + 9, 10)
 
 
 @given(st.lists(st.sampled_from(["user", "assistant", "system"]), max_size=8))
 def test_dropping_ends_with_one_turn(roles: list[str]) -> None:
-    messages = [{"role": role, "content": str(number)} for number, role in enumerate(roles)]
+    messages = [Message(role, str(number)) for number, role in enumerate(roles)]
     while True:
         shorter = without_oldest_turn(messages)
         if shorter is None:
             break
         assert len(shorter) < len(messages) and shorter[-1] == messages[-1]
         messages = shorter
-    assert sum(message["role"] == "user" for message in messages) == min(roles.count("user"), 1)
+    assert sum(message.role == "user" for message in messages) == min(roles.count("user"), 1)
 
 
 def test_saved_conversations_come_back(tmp_path: Path) -> None:
@@ -149,7 +63,7 @@ def test_saved_conversations_come_back(tmp_path: Path) -> None:
     assert load(tmp_path / "c.json") == messages
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"messages": 5}', '{"messages": [{"role": "user"}]}', "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "[5]", '{"messages": 5}', '{"messages": [{"role": "user"}]}', "[" * 100_000])
 def test_other_files_are_one_clear_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(EngineError, match="not a saved conversation"):
@@ -167,8 +81,8 @@ def test_a_session_decodes_only_what_is_new(engine: Engine) -> None:
     list(session.ask("an ant"))
     speed = session.speed()
     assert speed and speed.n_reused > 10 and speed.n_generated == 8
-    assert [message["role"] for message in session.messages] == ["user", "assistant"] * 2
-    assert session.messages[1]["content"] == first
+    assert [message.role for message in session.messages] == ["user", "assistant"] * 2
+    assert session.messages[1].content == first
 
 
 def test_regenerating_replaces_the_answer(engine: Engine) -> None:
@@ -189,7 +103,7 @@ def test_an_interrupted_answer_stays_and_an_unanswered_question_goes(engine: Eng
     engine.cancel()
     with pytest.raises(Cancelled):
         next(pieces)
-    assert session.messages[-1]["role"] == "assistant" and session.messages[-1]["content"].startswith(text)
+    assert session.messages[-1].role == "assistant" and session.messages[-1].text.startswith(text)
     engine.cancel()
     with pytest.raises(Cancelled):
         list(session.ask("an ant"))
@@ -204,7 +118,7 @@ def test_a_long_chat_forgets_its_beginning_and_goes_on(engine: Engine) -> None:
         assert pieces[-1].finish == "length"
         dropped.append(session.dropped)
     assert dropped[0] == 0 and dropped[-1] == 2
-    assert session.system == "in a land" and session.messages[0]["role"] == "user"
+    assert session.system == "in a land" and session.messages[0].role == "user"
     with pytest.raises(EngineError, match="shorten the message"):
         list(session.ask("the cat " * 400))
     assert len(list(session.ask("the cat"))) == 40
@@ -217,4 +131,4 @@ def test_a_saved_session_goes_on(engine: Engine, tmp_path: Path) -> None:
     other = Session(engine, GREEDY, n_predict=4)
     other.replace_by(load(tmp_path / "c.json"))
     assert (other.system, other.messages) == (session.system, session.messages)
-    assert json.loads((tmp_path / "c.json").read_text())["messages"][0] == system("in a land")
+    assert json.loads((tmp_path / "c.json").read_text())["messages"][0] == {"role": "system", "content": "in a land"}
