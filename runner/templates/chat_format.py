@@ -14,6 +14,7 @@ from .message import Json, Message
 from .render import Rendered, render
 from .source import Template, choose_template
 from .thinking import Tags, begins_thinking, tags_of
+from .wants import THINKING_SWITCHES
 
 # transformers gives a template every special token that the tokenizer names.
 SPECIAL = {
@@ -45,7 +46,7 @@ class TemplateOptions:
     @property
     def values(self) -> dict[str, Json]:
         """What the template is given beside the messages."""
-        switch = {} if self.reasoning is None else {"enable_thinking": self.reasoning}
+        switch = {} if self.reasoning is None else dict.fromkeys(THINKING_SWITCHES, self.reasoning)
         return switch | dict(self.kwargs)
 
 

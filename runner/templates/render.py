@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 
 from ...formats.errors import EngineError
 from .message import TEXT, Json, Message, Part, check_tools, message_to_json
@@ -54,15 +53,12 @@ def render(
     given: dict[str, Json] = {
         "bos_token": "",
         "eos_token": "",
-        **_dates(),
         **special,
         "add_generation_prompt": add_generation_prompt,
         "tools": list(tools) or None,
         "documents": None,
         **(values or {}),
     }
-    if isinstance(given.get("enable_thinking"), bool):
-        given.setdefault("thinking", given["enable_thinking"])  # DeepSeek's name for the same switch
     best: Rendered | None = None
     complaint: EngineError | None = None
     for form in forms(messages, wants, template):
@@ -212,9 +208,3 @@ def _refuse_media(messages: Sequence[Message]) -> None:
         )
         if other:
             raise EngineError(f"a message holds a part of the type {other[0]!r}; only text can be read here")
-
-
-def _dates() -> dict[str, str]:
-    """Return today as llama.cpp gives it to templates that ask for it (common/chat.cpp, common_chat_extra_context)."""
-    now = datetime.now()
-    return {"date_string": now.strftime("%d %b %Y"), "datetime": now.strftime("%b %d %Y")}

@@ -51,7 +51,7 @@ def wants_of(template: Template) -> Wants:
     call = _call({"probe_argument": ARGUMENT})
     with_object = probe(question, call, tools=[TOOL_DEFINITION])
     with_string = probe(question, _call('{"probe_argument": "PROBE-ARGUMENT"}'), tools=[TOOL_DEFINITION])
-    as_object = ARGUMENT in with_object and "{'probe_argument'" not in with_object
+    as_object = ARGUMENT in with_object and "{'probe_argument': 'PROBE" not in with_object
     result = {"role": "tool", "name": TOOL, "tool_call_id": "call00001", "content": content(RESULT)}
     called = call if as_object else _call('{"probe_argument": "PROBE-ARGUMENT"}')
     return Wants(

@@ -146,7 +146,7 @@ def test_thoughts_are_kept_apart(tiny_with) -> None:
         open_ended = chat.render([user("a")], values={"enable_thinking": True})
         assert chat.begins_thinking(open_ended) and not chat.begins_thinking(chat.render([user("a")]))
         off = chat_format(model, TemplateOptions(reasoning=False, reasoning_format="none"))
-        assert not off.separates_thoughts and off.options.values == {"enable_thinking": False}
+        assert not off.separates_thoughts and off.options.values == {"enable_thinking": False, "thinking": False}
         with Engine(model, ONE_THREAD) as engine:
             thinking = chat_format(model, TemplateOptions(reasoning=True))
             session = Session(engine, SamplingOptions(temp=0, ignore_eos=True), n_predict=6, chat=thinking)
