@@ -26,8 +26,9 @@ import argparse
 import time
 from pathlib import Path
 
-from moe_gguf.cli.calibration import choose_sharpness, fit_gates, losses_of, options_of, split_texts
-from moe_gguf.cli.gates import cached_gguf, compute_gates
+from moe_gguf.jobs.calibration import choose_sharpness, fit_gates, losses_of, split_texts
+from moe_gguf.jobs.gates import compute_gates
+from moe_gguf.jobs.working_files import cached_gguf
 from moe_gguf.merge.calibrate import RIDGE
 from moe_gguf.merge.models import open_models
 from moe_gguf.merge.open import open_recipe, sizes_of
@@ -62,10 +63,11 @@ def main() -> None:
     sizes = sizes_of(recipe, models)
     shape = (sizes.n_layer, len(recipe.experts), sizes.n_embd)
 
+    reading = LoadOptions(n_ctx=options.ctx_size, n_ubatch=512)
     judged = {text.name: text.held_out for text in texts}
     print(f"{'':<24} " + " ".join(f"{text.name:>9}" for text in texts) + f" {'mean':>9}")
     with Model(cached_gguf(base, "bf16"), LoadOptions()) as model:
-        show("base", losses_of(model, judged, options.ctx_size))
+        show("base", losses_of(model, reading, judged))
     mixture = open_recipe(recipe, compute_gates(recipe, models), models=models)
     gguf = cached_gguf(mixture, "bf16")
     with Model(gguf, LoadOptions()) as model:
@@ -73,20 +75,17 @@ def main() -> None:
         for index, expert in enumerate(recipe.experts):
             route = to_expert(index, len(recipe.experts))
             singles.append(
-                {
-                    name: float(rerouted_losses(model, options_of(options.ctx_size), tokens, route).mean())
-                    for name, tokens in judged.items()
-                }
+                {name: float(rerouted_losses(model, reading, tokens, route).mean()) for name, tokens in judged.items()}
             )
             show(f"{expert.name} alone", singles[-1])
         show("the right one alone", {text.name: singles[text.expert][text.name] for text in texts})
-        show(recipe.gate_mode, losses_of(model, judged, options.ctx_size))
+        show(recipe.gate_mode, losses_of(model, reading, judged))
         started = time.monotonic()
         routers, _ = fit_gates(gguf, texts, shape, options.ctx_size, RIDGE)
         fitted = time.monotonic()
-        sharpness = choose_sharpness(model, routers, texts, options.ctx_size)
+        sharpness = choose_sharpness(model, reading, routers, texts)
         chosen = time.monotonic()
-        show("calibrated", losses_of(model, judged, options.ctx_size, routers, sharpness))
+        show("calibrated", losses_of(model, reading, judged, routers, sharpness))
     print(
         f"{fitted - started:.0f} s to read {sum(len(text.fit) for text in texts):,} tokens and to fit, "
         f"{chosen - fitted:.0f} s to choose the sharpness {sharpness}"

@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-from moe_gguf.cli.demo import packaged_model
 from moe_gguf.convert.restore import restored_tokenizer
 from moe_gguf.formats.floats import to_bf16
 from moe_gguf.formats.gguf_file import read_gguf
 from moe_gguf.formats.safetensors import pack_header
 from moe_gguf.formats.source import TensorInfo
+from moe_gguf.jobs.demo import packaged_model
 
 CHUNK = 1 << 22
 N_VOCAB = 49152

@@ -1,54 +1,56 @@
-"""What `chat` and `generate` share: opening an engine, printing an answer as it comes, and what it took."""
+"""What `chat` and `generate` share: printing an answer as it comes, and what it took."""
 
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import click
 
-from ..formats.llamacpp import listening
 from ..formats.words import count
-from .loading import load_model
-from .terminal import level
 
 if TYPE_CHECKING:
-    from ..runner.engine import Engine
     from ..runner.generation import Piece, Speed
 
 INVISIBLE = {code: None for code in (*range(0x20), 0x7F, *range(0x80, 0xA0)) if chr(code) not in "\n\t"}
 
 
-@contextmanager
-def opened_engine(path: Path, values: dict[str, Any]) -> Iterator["Engine"]:
-    """Load a model as the loading flags say; llama.cpp's log goes to stderr with -v."""
-    verbose = level() > 0
-    with listening(lambda _, text: click.echo(text, nl=False, err=True) if verbose else None):
-        model, engine = load_model(path, values)
-        with model, engine:
-            yield engine
-
-
-def stream_answer(pieces: Iterable["Piece"]) -> str:
-    """Print pieces as they come, ended by a line break; return the finish reason ("cancelled" after Ctrl-C).
+class AnswerPrinter:
+    """Prints an answer's pieces as they come, and ends what was printed with a line break.
 
     Characters that could steer a terminal are left out when stdout is one.
     """
+
+    def __init__(self) -> None:
+        self._on_terminal = sys.stdout.isatty()
+        self._shown: str | None = None
+
+    def __enter__(self) -> "AnswerPrinter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown is not None and not self._shown.endswith("\n"):
+            click.echo()
+
+    def show(self, piece: "Piece") -> None:
+        """Print a piece."""
+        self._shown = self._shown or ""
+        if piece.text:
+            self._shown = piece.text.translate(INVISIBLE) if self._on_terminal else piece.text
+            click.echo(self._shown, nl=False)
+
+
+def stream_answer(pieces: Iterable["Piece"]) -> str:
+    """Print pieces as they come, ended by a line break; return the finish reason ("cancelled" after Ctrl-C)."""
     from ..runner.engine import Cancelled
 
-    finish, shown = "", ""
-    on_terminal = sys.stdout.isatty()
-    try:
-        for piece in pieces:
-            finish = piece.finish or finish
-            if piece.text:
-                shown = piece.text.translate(INVISIBLE) if on_terminal else piece.text
-                click.echo(shown, nl=False)
-    except Cancelled:
-        finish = "cancelled"
-    if not shown.endswith("\n"):
-        click.echo()
+    finish = ""
+    with AnswerPrinter() as printer:
+        try:
+            for piece in pieces:
+                finish = piece.finish or finish
+                printer.show(piece)
+        except Cancelled:
+            finish = "cancelled"
     return finish
 
 
@@ -68,16 +70,3 @@ def speed_line(speed: "Speed") -> str:
         f"prompt {count(new, 'token')}{reused}, "
         f"{speed.prompt_per_second:.1f} tokens/s]"
     )
-
-
-def speed_report(speed: "Speed") -> dict[str, Any]:
-    """Return what an answer took, for --json."""
-    return {
-        "n_prompt": speed.n_prompt,
-        "n_reused": speed.n_reused,
-        "n_generated": speed.n_generated,
-        "prompt_seconds": round(speed.prompt_seconds, 4),
-        "generation_seconds": round(speed.generation_seconds, 4),
-        "prompt_per_second": round(speed.prompt_per_second, 2),
-        "generated_per_second": round(speed.generated_per_second, 2),
-    }

@@ -1,20 +1,18 @@
 """`moe-gguf bench`: measures prompt processing and generation, in llama-bench's table."""
 
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .loading import OPTIONS, build_load_options
-from .models import MODEL, resolve_gguf
-from .terminal import emit_json, progress, verbosity
+from ..jobs.loading import LoadRequest
+from .loading import OPTIONS, load_request
+from .models import MODEL, catalogue_path
+from .terminal import TERMINAL, emit_json, verbosity
 
 if TYPE_CHECKING:
-    from ..measure.speed import Measurement, Work
-    from ..runner.load_options import LoadOptions
+    from ..jobs.bench import Row
 
 MIB, GIB = 2**20, 2**30
 
@@ -69,20 +67,6 @@ SWEPT = {
 NOT_MEASURED = {*SWEPT, "ctx_size", "threads_batch"}
 
 
-@dataclass(frozen=True)
-class Row:
-    """A measurement and what it was made with."""
-
-    path: Path
-    description: str
-    size: int
-    n_params: int
-    backend: str
-    options: "LoadOptions"
-    n_threads: int
-    measurement: "Measurement"
-
-
 def bench_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give the command the swept flags, and those of loading that have one value here too."""
     for option in reversed(OPTIONS):
@@ -118,51 +102,30 @@ def command(
 
     Settings given several times, with commas between them, are measured in all combinations.
     """
+    from ..jobs import bench as job
     from ..measure.speed import Work
 
-    path = resolve_gguf(model)
     works = [Work(n, 0, depth) for depth in n_depth for n in n_prompt if n]
     works += [Work(0, n, depth) for depth in n_depth for n in n_gen if n]
     if not works:
         raise click.UsageError("nothing to measure: give -p or -n a number above 0")
-    rows = list(measure_all(path, works, repetitions, values))
+    request = job.Request(model, tuple(works), catalogue_path(), repetitions, combinations(values))
+    report = job.run(job.prepare(request), TERMINAL)
     if as_json or output == "json":
-        emit_json([as_record(row) for row in rows])
+        emit_json(report.as_json())
     else:
-        click.echo(markdown(rows))
+        click.echo(markdown(list(report.rows)))
 
 
-def measure_all(path: Path, works: "list[Work]", repetitions: int, values: dict[str, Any]) -> Iterator[Row]:
-    """Load the model with each combination of settings and measure all works."""
-    from ..measure.speed import describe, measure
-    from ..runner.engine import Engine
-    from ..runner.model import Model
-
+def combinations(values: dict[str, Any]) -> tuple[LoadRequest, ...]:
+    """Return a way of loading for each combination of the settings that were given several times."""
     swept = {name: values.pop(name) or [None] for name in SWEPT}
-    combinations = list(itertools.product(*swept.values()))
-    longest = max(work.n_depth + work.n_tokens for work in works)
-    with progress(len(combinations) * len(works) * repetitions, "bench", "runs") as bar:
-        for combination in combinations:
-            chosen = values | dict(zip(swept, combination, strict=True)) | {"ctx_size": longest}
-            options = build_load_options(path, chosen)
-            with Model(path, options) as model, Engine(model, options) as engine:
-                for work in works:
-                    measurement = measure(engine, work, repetitions, bar.update)
-                    backend = backend_of(options, bool(values.get("rpc")))
-                    yield Row(path, *describe(model), backend, options, engine.n_threads, measurement)
+    return tuple(
+        load_request(values | dict(zip(swept, chosen, strict=True))) for chosen in itertools.product(*swept.values())
+    )
 
 
-def backend_of(options: "LoadOptions", with_workers: bool) -> str:
-    """Return the names of the backends that take part, as llama-bench prints them."""
-    from ..runner.placing.devices import describe_build
-
-    if options.devices == ():
-        return "CPU"
-    names = [name for name in describe_build().backends if name != "CPU" and (name != "RPC" or with_workers)]
-    return ",".join(names) or "CPU"
-
-
-def markdown(rows: list[Row]) -> str:
+def markdown(rows: "list[Row]") -> str:
     """Return llama-bench's table: settings have a column when they are not the default, or differ."""
     from ..runner.load_options import LoadOptions
 
@@ -203,34 +166,3 @@ def table(columns: dict[str, list[str]]) -> str:
     numbers = range(len(next(iter(columns.values()))))
     rows = [{title: cells[number] for title, cells in columns.items()} for number in numbers]
     return "\n".join(map(line, [{title: title for title in columns}, rule, *rows]))
-
-
-def as_record(row: Row) -> dict[str, Any]:
-    """Return a row with llama-bench's names."""
-    work, seconds = row.measurement.work, row.measurement.seconds
-    nanoseconds = [round(each * 1e9) for each in seconds]
-    mean = sum(nanoseconds) / len(nanoseconds)
-    spread = (sum((each - mean) ** 2 for each in nanoseconds) / max(len(nanoseconds) - 1, 1)) ** 0.5
-    return {
-        "backends": row.backend,
-        "model_filename": str(row.path),
-        "model_type": row.description,
-        "model_size": row.size,
-        "model_n_params": row.n_params,
-        "n_batch": row.options.n_batch,
-        "n_ubatch": row.options.n_ubatch,
-        "n_threads": row.n_threads,
-        "type_k": row.options.cache_type_k,
-        "type_v": row.options.cache_type_v,
-        "n_gpu_layers": row.options.n_gpu_layers,
-        "flash_attn": row.options.flash_attn,
-        "n_prompt": work.n_prompt,
-        "n_gen": work.n_gen,
-        "n_depth": work.n_depth,
-        "avg_ns": round(mean),
-        "stddev_ns": round(spread),
-        "avg_ts": round(row.measurement.rate, 4),
-        "stddev_ts": round(row.measurement.deviation, 4),
-        "samples_ns": nanoseconds,
-        "samples_ts": [round(each, 4) for each in row.measurement.rates],
-    }

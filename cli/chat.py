@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..formats.errors import MoeGgufError
+from ..formats.text_files import plain_text
 from ..formats.words import count
-from .answers import opened_engine, speed_line, stream_answer, tolerate_any_text
-from .loading import loading_options
-from .models import MODEL, resolve_gguf
+from .answers import speed_line, stream_answer, tolerate_any_text
+from .loading import load_request, loading_options
+from .models import MODEL, catalogue_path
 from .sampling_options import build_sampling, sampling_options, unescape
 from .template_options import build_template, template_options
-from .terminal import say, verbosity, warn
-from .text_files import plain_text
+from .terminal import TERMINAL, say, verbosity, warn
 
 if TYPE_CHECKING:
     from ..runner.generation import Piece
@@ -64,21 +64,23 @@ def command(model: str | None, system: str | None, n_predict: int, stops: tuple[
 
     With a pipe instead of a terminal each line is a message. /help lists the commands.
     """
-    sampling, template = build_sampling(values), build_template(values)
-    path = resolve_gguf(model)
-    tolerate_any_text()
-    with opened_engine(path, values) as engine:
-        from ..runner.session import Session
-        from ..runner.templates.chat_format import chat_format
+    from ..jobs import chat as job
 
-        chat = chat_format(engine.model, template)
-        if not chat.template.chosen:
-            warn("the model has no chat template; ChatML is used, and it may answer strangely")
-        if chat.endings.note:
-            say(f"({chat.endings.note})")
-        stops = tuple(unescape(stop) for stop in stops)
-        session = Session(engine, sampling, n_predict, stops, unescape(system or ""), chat=chat)
-        name = engine.model.file.metadata.get("general.name") or path.stem
+    request = job.Request(
+        model=model,
+        catalogue=catalogue_path(),
+        load=load_request(values),
+        sampling=build_sampling(values),
+        template=build_template(values),
+        n_predict=n_predict,
+        stops=tuple(unescape(stop) for stop in stops),
+        system=unescape(system or ""),
+    )
+    prepared = job.prepare(request)
+    tolerate_any_text()
+    with job.opened_session(prepared, TERMINAL) as session:
+        engine = session.engine
+        name = engine.model.file.metadata.get("general.name") or prepared.path.stem
         say(f"{name}, {engine.n_threads} threads, context of {engine.n_ctx} tokens. /help shows the commands.")
         for line in messages():
             try:
@@ -212,8 +214,6 @@ def show_answer(session: "Session", pieces: Iterator["Piece"]) -> None:
     with on_interrupt(engine.cancel):
         finish = stream_answer(pieces)
     engine.resume()
-    for remark in session.remarks:
-        warn(remark)
     if session.dropped:
         one = "the oldest message no longer fits into the context and was dropped"
         more = f"the {session.dropped} oldest messages no longer fit into the context and were dropped"

@@ -1,16 +1,13 @@
 """`moe-gguf convert`: a checkpoint or a recipe becomes one GGUF file, verified before it gets its name."""
 
-import time
-from pathlib import Path
 from typing import Any
 
 import click
 
-from ..formats.sizes import parse_size
-from ..formats.words import count
-from .models import MODEL
-from .terminal import verbosity
-from .writing import early_check, stoppable, writing_options
+from .models import MODEL, catalogue_path
+from .output_text import print_output, print_tensors
+from .terminal import TERMINAL, emit_json, verbosity
+from .writing import gate_request, writing_options
 
 OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 
@@ -40,77 +37,29 @@ def command(source: str | None, **options: Any) -> None:
     SOURCE is a checkpoint folder as transformers or mergekit-moe writes it, a merge recipe (.yml), or a name
     of the catalogue (models.toml); without it, the catalogue's default.
     """
-    convert(source, **options)
+    from ..formats.sizes import parse_size
+    from ..jobs import convert as job
 
-
-def convert(
-    source: str | None,
-    outfile: str | None,
-    outtype: str,
-    split_max_size: str | None,
-    pre_tokenizer: str | None,
-    gates: Path | None,
-    gate_base: str,
-    allow_nonfinite: bool,
-    no_verify: bool,
-    force: bool,
-    threads: int | None,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
-    """Plan, write, read back, report."""
-    from ..convert.outtype import choose_entries, file_type_field, resolve_outtype
-    from ..quantize.encode import Encoder
-    from ..runner.threads import best_thread_count
-    from ..writer.partial import Output, split_output
-    from ..writer.write import write
-    from .models import resolve_source
-    from .outputs import Place, describe_output, print_output, print_tensors
-    from .plans import Routers, check_finished, plan_of
-    from .terminal import emit_json, progress, say, warn
-
-    with stoppable():
-        planned = plan_of(resolve_source(source), pre_tokenizer, Routers(gates, gate_base, zeros=dry_run))
-    for warning in planned.plan.warnings:
-        warn(warning)
-    resolved = resolve_outtype(planned.plan, outtype.lower())
-    plan = planned.plan.with_fields(file_type_field(planned.plan, resolved))
-    entries = choose_entries(plan, resolved)
-    place = Place.of(outfile, 1, planned.folder)
-    path = place.path(plan.fields, resolved.upper())
-    output = Output(path, plan.fields, entries, f"convert {resolved}")
-    if split_max_size:
-        output = split_output(output, parse_size(split_max_size, "file"))
-    report = describe_output(output, resolved.upper())
-    if dry_run:
-        if as_json:
-            emit_json({"outputs": [report], "dry_run": True, "ignored": dict(plan.ignored)})
-        else:
-            print_output(report, entries)
-            print_tensors(entries)
+    split = options["split_max_size"]
+    request = job.Request(
+        source=source,
+        catalogue=catalogue_path(),
+        outfile=options["outfile"],
+        outtype=options["outtype"].lower(),
+        split_max_size=parse_size(split, "file") if split else None,
+        pre_tokenizer=options["pre_tokenizer"],
+        gates=gate_request(options),
+        verify=not options["no_verify"],
+        allow_nonfinite=options["allow_nonfinite"],
+        force=options["force"],
+        n_threads=options["threads"],
+    )
+    prepared = job.prepare(request, TERMINAL)
+    report = prepared.report() if options["dry_run"] else job.run(prepared, TERMINAL)
+    if options["as_json"]:
+        emit_json(report.as_json())
         return
-    if not no_verify:
-        early_check()
-    place.prepare()
-    started = time.monotonic()
-    with stoppable(), progress(sum(tensor.n_weights for tensor in plan.tensors), "convert", " weights") as bar:
-        written = write(
-            plan,
-            [output],
-            Encoder(),
-            n_threads=threads or best_thread_count(),
-            force=force,
-            allow_nonfinite=allow_nonfinite,
-            advance=bar.update,
-            begin=lambda: say(f"{planned.name}: {count(len(entries), 'tensor')} to {path}"),
-            check=lambda output, paths: check_finished(
-                output, paths, planned.tokenizer, load=not no_verify, forgiving=allow_nonfinite
-            ),
-        )
-    if written[0].resumed_at:
-        say("went on where an interrupted run stopped")
-    seconds = time.monotonic() - started
-    if as_json:
-        emit_json({"outputs": [report], "seconds": round(seconds, 3), "ignored": dict(plan.ignored)})
-    else:
-        print_output(report, entries, seconds)
+    for output in report.outputs:
+        print_output(output, report.seconds)
+        if options["dry_run"]:
+            print_tensors(output.output.entries)

@@ -1,16 +1,10 @@
 """`moe-gguf devices`: every device of the loaded llama.cpp, how it was built, and what would make it better."""
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING
-
 import click
 
-from .loading import available_devices
+from .loading import split_list
 from .tables import table
-from .terminal import emit_json, format_bytes, verbosity
-
-if TYPE_CHECKING:
-    from ..runner.placing.devices import Device
+from .terminal import TERMINAL, emit_json, format_bytes, verbosity
 
 
 @click.command()
@@ -22,25 +16,16 @@ def command(rpc: str | None, as_json: bool) -> None:
 
     A GPU that this build cannot use is named with the command that rebuilds llama-cpp-python for it.
     """
-    from ..runner.placing.devices import describe_build
+    from ..jobs import devices as job
 
-    devices = available_devices({"rpc": rpc})
-    build = describe_build()
+    report = job.run(job.Request(tuple(split_list(rpc or ""))), TERMINAL)
     if as_json:
-        emit_json({"devices": [device_report(device) for device in devices], "build": asdict(build)})
+        emit_json(report.as_json())
         return
-    rows = [(d.name, d.kind, format_bytes(d.free_bytes), format_bytes(d.total_bytes), d.description) for d in devices]
+    rows = [
+        (d.name, d.kind, format_bytes(d.free_bytes), format_bytes(d.total_bytes), d.description) for d in report.devices
+    ]
     click.echo(table(("device", "kind", "free", "total", "description"), rows, right=(2, 3)))
-    click.echo(f"\nllama.cpp is built with {', '.join(build.backends)}: {build.system_info}")
-    for line in build.rebuild:
+    click.echo(f"\nllama.cpp is built with {', '.join(report.build.backends)}: {report.build.system_info}")
+    for line in report.build.rebuild:
         click.echo(f"\nnot used: {line}")
-
-
-def device_report(device: "Device") -> dict[str, str | int]:
-    """Return the part of a report that `devices` and `fit` share."""
-    return {
-        "name": device.name,
-        "kind": device.kind,
-        "free_bytes": device.free_bytes,
-        "total_bytes": device.total_bytes,
-    }

@@ -1,19 +1,17 @@
 """`moe-gguf merge`: a recipe becomes a checkpoint folder that transformers reads, after the doctor has seen it."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..formats.words import count
-from .models import MODEL
-from .terminal import verbosity
-from .writing import gate_options, stoppable
+from .models import MODEL, catalogue_path
+from .terminal import TERMINAL, emit_json, say, verbosity
+from .writing import gate_options, gate_request
 
 if TYPE_CHECKING:
-    from ..merge.open import Models
-    from ..merge.recipe import Recipe
+    from ..jobs.merge import Report
 
 
 @click.command()
@@ -34,86 +32,35 @@ def command(recipe: str | None, **options: Any) -> None:
     RECIPE is a mergekit-moe YAML file or a model of the catalogue (models.toml). To get a GGUF, give the recipe to
     convert or quantize instead: they read it as if it were merged, and need no room for the merge.
     """
-    merge(recipe, **options)
-
-
-def merge(
-    source: str | None,
-    output: str | None,
-    layout: str,
-    max_shard_size: str,
-    check: bool,
-    force: bool,
-    gates: Path | None,
-    gate_base: str,
-    as_json: bool,
-) -> None:
-    """Open, refuse what cannot be written, examine, compute the gates, write, report."""
     from ..formats.sizes import parse_size
-    from ..merge.gates import zero_gates
-    from ..merge.models import open_models
-    from ..merge.open import open_recipe, sizes_of
-    from ..merge.write import check_target, total_bytes
-    from .models import resolve_source
-    from .recipes import check_gates, examine_recipe, recipe_of
-    from .terminal import emit_json, say
+    from ..jobs import merge as job
 
+    output, check = options["output"], options["check"]
     if output == "" or (output is None and not check):
         raise click.UsageError("name the folder to write with -o DIR, or use --check")
-    max_shard = parse_size(max_shard_size, "file")
-    with stoppable():
-        recipe = recipe_of(resolve_source(source))
-        models = open_models(recipe)
-        sizes = sizes_of(recipe, models)
-        empty = open_recipe(recipe, zero_gates(recipe, sizes.n_layer, sizes.n_embd), layout=layout, models=models)
-        if output is not None and not check:
-            check_target(Path(output), empty, total_bytes(empty.source.tensors.values()), force)
-            check_gates(recipe, gates)
-        findings = examine_recipe(recipe, models)
-    if not check and output is not None:
-        report = _write(Merge(recipe, models, layout, Path(output), max_shard, force, gates, gate_base))
-        line = "{output}: {tensors}, {bytes:,} bytes ({layout} layout)"
-        named = report | {"tensors": count(report["tensors"], "tensor")}
-        emit_json(report) if as_json else click.echo(line.format(**named))
-    elif as_json:
-        emit_json({"recipe": recipe.name, "findings": [finding.text for finding in findings]})
+    request = job.Request(
+        recipe=recipe,
+        output=None if check or output is None else Path(output),
+        catalogue=catalogue_path(),
+        layout=options["layout"],
+        max_shard=parse_size(options["max_shard_size"], "file"),
+        force=options["force"],
+        gates=gate_request(options),
+    )
+    prepared = job.prepare(request, TERMINAL)
+    if check and options["as_json"]:
+        emit_json(prepared.as_json())
+    elif check:
+        found = count(len(prepared.findings), "warning") if prepared.findings else "no warnings"
+        say(f"{prepared.name}: {found}")
     else:
-        say(f"{recipe.name}: {count(len(findings), 'warning') if findings else 'no warnings'}")
+        show(job.run(prepared, TERMINAL), options["as_json"])
 
 
-@dataclass(frozen=True)
-class Merge:
-    """An examined recipe, and how and where it is to be written."""
-
-    recipe: "Recipe"
-    models: "Models"
-    layout: str
-    output: Path
-    max_shard: int
-    force: bool
-    gates: Path | None
-    gate_base: str
-
-
-def _write(merge: Merge) -> dict[str, Any]:
-    """Compute the gates, write the checkpoint, and return what `--json` prints."""
-    from ..merge.gates import condition_numbers
-    from ..merge.open import open_recipe
-    from ..merge.write import total_bytes, write_merge
-    from .gates import recipe_gates
-    from .terminal import progress
-
-    with stoppable():
-        routers = recipe_gates(merge.recipe, merge.models, merge.gates, merge.gate_base)
-        merged = open_recipe(merge.recipe, routers, layout=merge.layout, models=merge.models)
-        n_bytes = total_bytes(merged.source.tensors.values())
-        with progress(n_bytes, "merge") as bar:
-            settings = {"max_shard": merge.max_shard, "force": merge.force}
-            write_merge(merge.recipe, merged, merge.output, **settings, advance=bar.update)
-    return {
-        "output": str(merge.output),
-        "bytes": n_bytes,
-        "condition_numbers": [round(float(number), 2) for number in condition_numbers(routers)],
-        "tensors": len(merged.source.tensors),
-        "layout": merge.layout,
-    }
+def show(report: "Report", as_json: bool) -> None:
+    """Print what was written."""
+    if as_json:
+        emit_json(report.as_json())
+        return
+    tensors = count(report.n_tensors, "tensor")
+    click.echo(f"{report.output}: {tensors}, {report.n_bytes:,} bytes ({report.layout} layout)")

@@ -1,23 +1,28 @@
 """`moe-gguf quantize`: every variant of a model in one pass over its source, with no 16-bit file in between."""
 
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..formats.words import count
-from .models import MODEL
-from .terminal import verbosity
-from .writing import early_check, stoppable, writing_options
+from .models import MODEL, catalogue_path
+from .output_text import print_output, print_tensors
+from .terminal import TERMINAL, detail, emit_json, say, verbosity
+from .writing import gate_request, writing_options
+
+if TYPE_CHECKING:
+    from ..jobs.quantize import Report
+    from ..quantize.choices import RecipeOptions
+    from ..quantize.file_types import FileType
 
 READ_ONLY = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
 @click.argument("source", type=MODEL, required=False)
-@click.option("--type", "types", multiple=True, required=True, metavar="TYPE", help="As Q4_K_M; may be repeated.")
+@click.option("--type", "types", multiple=True, required=True, metavar="TYPE", help="E.g. Q4_K_M; may be repeated.")
 @click.option(
     "-o",
     "--outfile",
@@ -46,48 +51,80 @@ def command(source: str | None, **options: Any) -> None:
     name of the catalogue (models.toml); without it, the catalogue's default. An interrupted run goes on where it
     stopped when the same command is run again.
     """
-    quantize(source, options)
+    from ..formats.sizes import parse_size
+    from ..jobs import quantize as job
+    from ..quantize.overrides import parse_kv_override
+
+    split = options["split_max_size"]
+    request = job.Request(
+        source=source,
+        types=tuple(file_types(options["types"])),
+        catalogue=catalogue_path(),
+        outfile=options["outfile"],
+        imatrix=options["imatrix"],
+        options=mix_options(options),
+        kv_overrides=tuple(parse_kv_override(text) for text in options["override_kv"]),
+        split_max_size=parse_size(split, "file") if split else None,
+        keep_split=options["keep_split"],
+        pre_tokenizer=options["pre_tokenizer"],
+        gates=gate_request(options),
+        verify=options["verify"],
+        measure=options["measure"],
+        allow_nonfinite=options["allow_nonfinite"],
+        force=options["force"],
+        n_threads=options["threads"],
+    )
+    prepared = job.prepare(request, TERMINAL)
+    report = prepared.report() if options["dry_run"] else job.run(prepared, TERMINAL)
+    emit_json(report.as_json()) if options["as_json"] else show(report, options["dry_run"])
 
 
-def quantize(source: str | None, options: Mapping[str, Any]) -> None:
-    """Plan, write, check, report."""
-    from ..quantize.encode import Encoder
-    from ..runner.threads import best_thread_count
-    from ..writer.write import write
-    from .plans import check_finished
-    from .terminal import progress, say, warn
-    from .variants import Job, report_of, show, warm_up
+def file_types(names: Sequence[str]) -> "list[FileType]":
+    """Return the file types of --type; a name that is none is bad usage."""
+    from ..formats.errors import PlanError
+    from ..quantize.file_types import parse_file_type
+    from ..quantize.variants import parse_types
 
-    with stoppable():
-        job = Job.of(source, options)
-        for warning in job.warnings:
-            warn(warning)
-        if options["dry_run"]:
-            show(report_of(job), job, options)
-            return
-        if options["verify"]:
-            early_check()
-        warm_up(job)
-        job.place.prepare()
-    encoder = Encoder(job.importance, measure=options["measure"])
-    targets = ", ".join(str(output.path) for output in job.outputs)
-    started = time.monotonic()
-    with stoppable(), progress(sum(tensor.n_weights for tensor in job.plan.tensors), "quantize", " weights") as bar:
-        written = write(
-            job.plan,
-            job.outputs,
-            encoder,
-            n_threads=options["threads"] or best_thread_count(),
-            force=options["force"],
-            allow_nonfinite=options["allow_nonfinite"],
-            advance=bar.update,
-            check=lambda output, paths: check_finished(
-                output, paths, job.tokenizer, load=options["verify"], forgiving=options["allow_nonfinite"]
-            ),
-            begin=lambda: say(f"{job.name}: {count(len(job.plan.tensors), 'tensor')} to {targets}"),
-        )
-    if any(one.resumed_at for one in written):
-        say("went on where an interrupted run stopped")
-    for qtype in encoder.fallen_back:
-        warn(f"{qtype.name}: this llama.cpp computes differently from our kernel; its own encoder was used")
-    show(report_of(job, encoder, time.monotonic() - started), job, options)
+    try:
+        return parse_types(names, parse_file_type)
+    except PlanError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def mix_options(options: Mapping[str, Any]) -> "RecipeOptions":
+    """Return what the user overrides of a mix."""
+    from ..models.tensor_types import parse_tensor_type, parse_tensor_type_option
+    from ..quantize.choices import RecipeOptions
+    from ..quantize.pruning import parse_layers
+
+    def named(key: str) -> Any:
+        return parse_tensor_type(options[key]) if options[key] else None
+
+    return RecipeOptions(
+        tensor_types=tuple(parse_tensor_type_option(text) for text in options["tensor_type"]),
+        output_tensor_type=named("output_tensor_type"),
+        token_embedding_type=named("token_embedding_type"),
+        leave_output_tensor=options["leave_output_tensor"],
+        pure=options["pure"],
+        allow_requantize=options["allow_requantize"],
+        prune_layers=parse_layers(options["prune_layers"]) if options["prune_layers"] else (),
+        keep_order=options["keep_split"],
+    )
+
+
+def show(report: "Report", dry_run: bool) -> None:
+    """Print a few lines per output."""
+    for one in report.outputs:
+        print_output(one.output)
+        for fallback in one.fallbacks:
+            names = fallback.names
+            are, their = ("is", "its") if len(names) == 1 else ("are", "their")
+            blocks = f"{their} rows cannot be cut into {fallback.wanted.name}'s blocks"
+            click.echo(f"  {count(len(names), 'tensor')} {are} {fallback.used.name}: {blocks}")
+            detail("    " + ", ".join(names))
+        for role, error in (one.errors or {}).items():
+            click.echo(f"  relative error of {role}: {error:.4f}")
+        if dry_run:
+            print_tensors(one.output.output.entries)
+    if report.seconds is not None:
+        say(f"{count(len(report.outputs), 'file')} in {report.seconds:.1f} s")

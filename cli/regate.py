@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from .models import MODEL
-from .terminal import verbosity
+from .models import MODEL, catalogue_path
+from .terminal import TERMINAL, emit_json, verbosity
 
 
 @click.command()
@@ -20,28 +20,10 @@ def command(model: str, gates: Path, output: Path, force: bool, as_json: bool) -
 
     GATES comes from calibrate, or from merge --gates. Only the routers' bytes change, a few hundred kB.
     """
-    from ..formats.errors import OutputError
-    from ..formats.gguf_file import read_gguf, same_file
-    from ..merge.gates import load_gates
-    from ..merge.regate import regate
-    from ..writer.journal import journal_path
-    from ..writer.partial import may_be_replaced
-    from .models import resolve_gguf
-    from .terminal import emit_json, progress
+    from ..jobs import regate as job
 
-    if same_file(gates, output):
-        raise OutputError(f"{output}: the output is the file of the routers; choose another name")
-    if output.is_file() and not may_be_replaced(output):
-        raise OutputError(f"{output}: exists and is no GGUF file; choose another name")
-    if journal_path(output).exists():
-        raise OutputError(
-            f"{output}: an unfinished convert or quantize run writes here; finish it, or choose another name"
-        )
-    file = read_gguf(resolve_gguf(model))
-    routers = load_gates(gates)
-    with progress(sum(shard.stat().st_size for shard in file.shards), "regate") as bar:
-        written = regate(file, routers, output, force, bar.update)
+    report = job.run(job.prepare(job.Request(model, gates, output, catalogue_path(), force)), TERMINAL)
     if as_json:
-        emit_json({"outputs": [str(path) for path in written], "routers": len(routers.routers)})
+        emit_json(report.as_json())
     else:
-        click.echo(f"{written[0]}: {len(routers.routers)} routers of {len(routers.routers[0])} experts swapped")
+        click.echo(f"{report.outputs[0]}: {report.n_routers} routers of {report.n_expert} experts swapped")

@@ -12,7 +12,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from ..formats.errors import Interrupted, MoeGgufError
-from .models import CATALOGUE, CATALOGUE_VARIABLE
+from ..jobs.sources import CATALOGUE_VARIABLE
+from .models import CATALOGUE
 
 # What a shell reports of a program that SIGPIPE ended: 128 and the number of the signal.
 SIGPIPE_STATUS = 141

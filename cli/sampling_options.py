@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ..formats.text_files import read_text_file
 from .numbers import Finite, FiniteRange
-from .text_files import read_text_file
 
 if TYPE_CHECKING:
     from ..runner.sampling import SamplingOptions

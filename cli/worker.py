@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from .terminal import say, verbosity, warn
+from .loading import split_list
+from .terminal import TERMINAL, verbosity
 
 DEFAULT_PORT = 50052
 
@@ -24,17 +25,7 @@ def command(host: str, port: int, threads: int | None, device: str | None, cache
     The protocol has no authentication and no encryption: whoever can reach the port can use, read and crash what
     runs here. Without --host only this machine can reach it.
     """
-    from ..runner.placing.devices import list_devices
-    from ..runner.placing.rpc import is_loopback, serve, served_devices
-    from ..runner.threads import best_thread_count
+    from ..jobs import worker as job
 
-    names = [name.strip() for name in device.split(",")] if device else served_devices(list_devices())
-    if not is_loopback(host):
-        warn(
-            f"{host}:{port} is open to everyone who can reach it, and the protocol has no authentication and no "
-            "encryption; use it in a network that you trust only"
-        )
-    say(f"serving {', '.join(names)}; use it with --rpc {host}:{port}, end it with Ctrl-C")
-    if cache:
-        Path(cache).mkdir(parents=True, exist_ok=True)
-    serve(host, port, threads or best_thread_count(), names, cache)
+    names = tuple(split_list(device)) if device else None
+    job.run(job.Request(host, port, threads, names, Path(cache) if cache else None), TERMINAL)

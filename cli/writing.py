@@ -1,13 +1,14 @@
 """The options of the verbs that write models, said once: convert, quantize and merge share them."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..formats.errors import Interrupted
+if TYPE_CHECKING:
+    from ..jobs.opening import GateRequest
+
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -37,7 +38,7 @@ def gate_options(command: Command) -> Command:
 def writing_options(command: Command) -> Command:
     """Give a command what convert and quantize have in common."""
     options = (
-        click.option("--split-max-size", metavar="N(M|G)", help="Write shards of at most this size, as 50G."),
+        click.option("--split-max-size", metavar="N(M|G)", help="Write shards of at most this size, e.g. 50G."),
         click.option(
             "--pre-tokenizer",
             metavar="NAME",
@@ -58,20 +59,11 @@ def writing_options(command: Command) -> Command:
     return _with(command, options)
 
 
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Say that nothing was written when Ctrl-C comes before the first byte; later ones are told by who writes."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted; no model was written") from None
+def gate_request(options: Mapping[str, Any]) -> "GateRequest":
+    """Return what the options of `gate_options` ask for."""
+    from ..jobs.opening import GateRequest
 
-
-def early_check() -> None:
-    """Load llama.cpp, which will be needed, before anything is written. Raises EngineError."""
-    from ..formats.llamacpp import llama
-
-    llama()
+    return GateRequest(options["gates"], options["gate_base"])
 
 
 def _with(command: Command, options: tuple[Callable[[Any], Any], ...]) -> Command:

@@ -65,7 +65,7 @@ class NoChoice:
         return 0
 
 
-def measure(engine: Engine, work: Work, repetitions: int, advance: Callable[[], None] = lambda: None) -> Measurement:
+def measure(engine: Engine, work: Work, repetitions: int, advance: Callable[[], object] = lambda: None) -> Measurement:
     """Time some work after a short run that warms caches up; `advance` is called after each repetition."""
     random = np.random.default_rng(0)
     run(engine, Work(min(work.n_prompt, engine.n_batch), min(work.n_gen, 1)), random)

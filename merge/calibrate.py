@@ -33,7 +33,7 @@ def fit_routers(
     n_layer: int,
     ridge: float = RIDGE,
     n_threads: int = 1,
-    advance: Callable[[int], None] = lambda n_layers: None,
+    advance: Callable[[int], object] = lambda n_layers: None,
 ) -> Fit:
     """Fit every layer's router; `targets` are float [n_token, n_expert]: whose each token should be.
 

@@ -1,6 +1,7 @@
 """A recipe opened as a checkpoint: what convert, quantize and write read, without the merge having been written."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..formats.checkpoint import Checkpoint, Parent
@@ -12,7 +13,7 @@ from .gates import Gates, cheap_embed_gates, check_gates, random_gates
 from .models import DenseModel, Fetch, open_models
 from .prompts import prompt_tokenizer
 from .recipe import DTYPES, RANDOM_MODES, ModelReference, Recipe
-from .source import Ingredients, Sizes, merged_source
+from .source import Ingredients, MergedSource, Sizes, merged_source
 
 Models = Mapping[ModelReference, DenseModel]
 
@@ -36,13 +37,13 @@ def open_recipe(
     sizes = sizes_of(recipe, opened)
     if gates is None:
         gates = static_gates(recipe, base, sizes)
-    n_shared = len(recipe.shared_experts) if family.shared_gate else 0
-    check_gates(gates, sizes.n_layer, len(recipe.experts), sizes.n_embd, n_shared, recipe.name)
     chosen = family.classic if layout == "classic" else family.fused
     if chosen is None:
         raise RecipeError(f"{recipe.name}: {family.name} has no {layout} layout; use classic")
     dtype = out_dtype(recipe, base)
-    source = merged_source(Ingredients(recipe, family, chosen, opened, gates, sizes, dtype))
+    ingredients = Ingredients(recipe, family, chosen, opened, gates, sizes, dtype)
+    _check_gates(ingredients)
+    source = merged_source(ingredients)
     return Checkpoint(
         name=recipe.name,
         source=source,
@@ -50,6 +51,20 @@ def open_recipe(
         folder=base.checkpoint.folder,
         parents=parents_of(recipe, opened),
     )
+
+
+def with_gates(merged: Checkpoint, gates: Gates) -> Checkpoint:
+    """Return an opened recipe with other gates; nothing is opened again. Raises RecipeError for a wrong size."""
+    if not isinstance(merged.source, MergedSource):
+        raise RecipeError(f"{merged.name}: is no opened recipe, so it takes no gates")
+    ingredients = replace(merged.source.ingredients, gates=gates)
+    _check_gates(ingredients)
+    return replace(merged, source=merged_source(ingredients))
+
+
+def _check_gates(of: Ingredients) -> None:
+    n_shared = len(of.recipe.shared_experts) if of.family.shared_gate else 0
+    check_gates(of.gates, of.sizes.n_layer, len(of.recipe.experts), of.sizes.n_embd, n_shared, of.recipe.name)
 
 
 def family_of(recipe: Recipe, models: Models) -> Family:

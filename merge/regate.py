@@ -17,7 +17,7 @@ from ..writer.plan import FLOAT_TYPES
 from .gates import ROUTER, SHARED_ROUTER, Gates, check_gates
 
 COPIED_BYTES = 16 * 2**20
-Advance = Callable[[int], None]
+Advance = Callable[[int], object]
 
 
 def regate(

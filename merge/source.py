@@ -32,11 +32,16 @@ class Part:
 
 
 class MergedSource:
-    """The TensorSource of a merge: every tensor is a sequence of parts."""
+    """The TensorSource of a merge: every tensor is a sequence of parts, made of `ingredients`."""
 
     def __init__(
-        self, tensors: Mapping[str, TensorInfo], parts: Mapping[str, tuple[Part, ...]], identity: Mapping[str, str]
+        self,
+        ingredients: "Ingredients",
+        tensors: Mapping[str, TensorInfo],
+        parts: Mapping[str, tuple[Part, ...]],
+        identity: Mapping[str, str],
     ) -> None:
+        self.ingredients = ingredients
         self.tensors = tensors
         self._parts = parts
         self._identity = identity
@@ -125,7 +130,7 @@ def merged_source(of: Ingredients) -> MergedSource:
         "tie_word_embeddings"
     ):
         copy("lm_head.weight")
-    return MergedSource(tensors, parts, _identity(of))
+    return MergedSource(of, tensors, parts, _identity(of))
 
 
 Entry = tuple[str, str, tuple[int, ...], tuple[Part, ...]]

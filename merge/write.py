@@ -29,7 +29,7 @@ UNFINISHED = ".unfinished-merge"
 MAX_SHARD = 5_000_000_000
 SLAB_BYTES = 32 * 2**20
 
-Advance = Callable[[int], None]
+Advance = Callable[[int], object]
 
 
 @dataclass(frozen=True)

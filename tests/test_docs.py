@@ -125,8 +125,8 @@ def test_readme_quotes_the_demo_command_by_command(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     commands: list[list[str]] = []
     monkeypatch.setattr(demo, "run", lambda *words: commands.append(["moe-gguf", *map(str, words)]))
-    for step in ("prepare_base", "show_routing"):
-        monkeypatch.setattr(demo, step, lambda _: None)
+    monkeypatch.setattr("moe_gguf.jobs.demo.prepare_base", lambda *_: None)
+    monkeypatch.setattr(demo, "show_routing", lambda _: None)
     assert moe_gguf("demo").status == 0
     block = next(block for _, block in FENCE.findall(text_of(ROOT / "README.md")) if "$ moe-gguf merge" in block)
     quoted = [shlex.split(line[2:]) for line in block.replace("\\\n", " ").splitlines() if line.startswith("$ ")]

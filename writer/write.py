@@ -31,7 +31,7 @@ BEYOND_F32 = ("a number too large for F32", "merge again")
 BEYOND_F16 = ("a weight too large for F16", "use BF16")
 
 Encode = Callable[[PlannedTensor, int, np.ndarray, GGMLQuantizationType], np.ndarray]
-Advance = Callable[[int], None]
+Advance = Callable[[int], object]
 
 
 @dataclass(frozen=True)

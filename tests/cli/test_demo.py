@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from moe_gguf.cli.demo import EXPERTS, NAME, QUESTION, TYPES
 from moe_gguf.formats.gguf_file import read_gguf
+from moe_gguf.jobs.demo import EXPERTS, NAME, QUESTION, TYPES
 from moe_gguf.quantize.file_types import parse_file_type
 from moe_gguf.quantize.oracle import quantize_file
 from moe_gguf.runner.load_options import LoadOptions

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from gguf import GGMLQuantizationType
-from moe_gguf.cli.fit import type_sizes
-from moe_gguf.cli.loading import build_load_options
+from moe_gguf.cli.loading import load_request
 from moe_gguf.cli.root import root
 from moe_gguf.formats.errors import EngineError, GgufError, PlanError
 from moe_gguf.formats.gguf_file import read_gguf
+from moe_gguf.jobs.fit import type_sizes
+from moe_gguf.jobs.loading import load_options
 
 from ..runner.tiny_moe import write_moe
 from ..runner.workers import COMMAND, running_worker
@@ -130,7 +131,7 @@ def test_a_worker_is_planned_like_a_local_device(tiny):
     ],
 )
 def test_manual_flags_win(tiny, values, expected):
-    options = build_load_options(tiny, values)
+    options = load_options(tiny, load_request(values))
     assert {key: getattr(options, key) for key in expected} == expected
 
 
@@ -148,4 +149,4 @@ def test_manual_flags_win(tiny, values, expected):
 )
 def test_manual_flags_that_make_no_sense_are_refused(tiny, values, message):
     with pytest.raises(EngineError, match=message):
-        build_load_options(tiny, values)
+        load_options(tiny, load_request(values))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from moe_gguf.cli.generate import read_prompt
 from moe_gguf.cli.sampling_options import NUMBERS
-from moe_gguf.cli.text_files import read_text_file
+from moe_gguf.formats.text_files import read_text_file
 
 from ..command import moe_gguf
 from ..merge.tiny_gguf import write_gguf_of

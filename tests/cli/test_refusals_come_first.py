@@ -90,13 +90,12 @@ def stop(*_: object, **__: object) -> None:
 
 def test_ctrl_c_before_the_first_byte(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = write_gguf_of(tmp_path, "mixtral-mistral")
-    monkeypatch.setattr("moe_gguf.cli.variants.compile_kernels", stop, raising=False)
     monkeypatch.setattr("moe_gguf.quantize.kernels.warm_up", stop)
     assert (
         interrupted("quantize", model, "--type", "Q8_0", "-o", "q.gguf")
         == "moe-gguf: interrupted; no model was written"
     )
-    monkeypatch.setattr("moe_gguf.cli.gates.compute_gates", stop)
+    monkeypatch.setattr("moe_gguf.jobs.gates.compute_gates", stop)
     assert interrupted("merge", recipe, "-o", "out") == "moe-gguf: interrupted; no model was written"
     assert not list(tmp_path.glob("q.gguf*")) and not list(tmp_path.glob("out*"))
 
@@ -116,6 +115,6 @@ def test_ctrl_c_before_the_first_slab_and_while_files_are_checked(
             assert interrupted(*arguments) == "moe-gguf: interrupted; nothing was written"
             assert not list(tmp_path.glob("q.gguf*"))
     with monkeypatch.context() as patched:
-        patched.setattr("moe_gguf.cli.plans.check_finished", stop)
+        patched.setattr("moe_gguf.jobs.planning.check_finished", stop)
         assert "run the same command again to finish them" in interrupted(*arguments)
     assert moe_gguf(*arguments).status == 0 and target.is_file()

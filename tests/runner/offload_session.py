@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from moe_gguf.cli.loading import available_devices, build_load_options
+from moe_gguf.cli.loading import load_request
 from moe_gguf.formats.gguf_file import read_gguf
 from moe_gguf.formats.llamacpp import listening, llama
+from moe_gguf.jobs.loading import available_devices, load_options
 from moe_gguf.runner.engine import Engine
 from moe_gguf.runner.model import Model
 from moe_gguf.runner.placing.dryload import read_allocations
@@ -28,11 +29,12 @@ def main() -> None:
 
 def run(path: Path, values: dict[str, Any], session: dict[str, Any]) -> dict[str, Any]:
     """Plan, load without mapping (so that all weights are counted), and continue the prompt greedily."""
-    devices = available_devices(values)
+    request = load_request(values)
+    devices = available_devices(request)
     file = read_gguf(path)
     facts = read_facts(file)
     # weights in the CPU's own layout give sums in another order, and a worker never has them
-    options = replace(build_load_options(path, values), use_mmap=False, repack=False)
+    options = replace(load_options(path, request), use_mmap=False, repack=False)
     placement = measured(file, evaluate(facts, devices, options))
     log: list[str] = []
     with listening(lambda _, text: log.append(text)), Model(path, options) as model, Engine(model, options) as engine:

@@ -20,13 +20,15 @@ LOAD = """
 import resource, sys
 from pathlib import Path
 import psutil
-from moe_gguf.cli.loading import load_model
 from moe_gguf.formats.llamacpp import llama
+from moe_gguf.cli.terminal import TERMINAL
+from moe_gguf.jobs.loading import LoadRequest, load_model
 from moe_gguf.runner.placing.devices import list_devices
 list_devices()
 limit = psutil.Process().memory_info().vms + 520_000_000
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-model, engine = load_model(Path(sys.argv[1]), {"device": "none", "ctx_size": int(sys.argv[2]) or None, "threads": 1})
+request = LoadRequest(devices=(), n_ctx=int(sys.argv[2]) or None, n_threads=1)
+model, engine = load_model(Path(sys.argv[1]), request, TERMINAL)
 print(engine.n_ctx)
 """
 

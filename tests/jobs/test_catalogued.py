@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-from moe_gguf.cli.catalogued import state_catalogue
 from moe_gguf.formats.gguf_fields import field_of, plain
 from moe_gguf.formats.naming import gguf_stem
 from moe_gguf.formats.source import TensorInfo
+from moe_gguf.jobs.catalogued import state_catalogue
 from moe_gguf.models.catalogue import read_catalogue
 from moe_gguf.writer.plan import Plan
 

@@ -4,19 +4,19 @@ The mixture is loaded once and never copied: its routers are replaced while llam
 """
 
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..formats.errors import MoeGgufError, OutputError, RecipeError
-from .gates import CACHE_VARIABLE, UBATCH, cache_folder, write_gguf
-from .terminal import detail, progress, say, warn
-from .text_files import read_text_file
+from ..formats.errors import MoeGgufError, RecipeError
+from ..formats.text_files import read_text_file
+from .listener import SILENT, Listener
+from .loading import DEFAULT_LOAD, LoadRequest, opened_model
+from .working_files import roomy_cache, write_gguf
 
 if TYPE_CHECKING:
     from ..merge.gates import Gates
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..runner.model import Model
     from ..runner.rerouting import Route
 
+UBATCH = 512
 TUNING_TOKENS = 512
 MAX_FITTERS = 4
 LOW_ACCURACY = 0.7
@@ -88,9 +89,9 @@ class RouterInputs:
         shape: tuple[int, int, int],
         n_ctx: int,
         routers: np.ndarray | None = None,
+        load: LoadRequest = DEFAULT_LOAD,
+        listener: Listener = SILENT,
     ) -> None:
-        from ..runner.load_options import LoadOptions
-        from ..runner.model import Model
         from ..runner.rerouting import by_routers, enter_routers, to_expert
 
         n_layer, n_expert, n_embd = shape
@@ -100,14 +101,17 @@ class RouterInputs:
         with TemporaryFile(dir=roomy_cache(2 * math.prod(shape_of_states))) as file:
             self.states = np.memmap(file, np.float16, "w+", shape=shape_of_states)
         self._at = [0] * n_layer
-        loading = LoadOptions(n_expert_used=1 if routers is None else None)
-        with progress(len(self.labels), "router inputs", " tokens") as bar, Model(gguf, loading) as model:
+        wish = reading(load, n_ctx, n_expert_used=1 if routers is None else None)
+        with (
+            listener.bar(len(self.labels), "router inputs", " tokens") as bar,
+            opened_model(gguf, wish, listener) as (model, options),
+        ):
             for text in texts:
                 route = to_expert(text.expert, n_expert) if routers is None else by_routers(routers)
                 kept = self._kept(route, bar.update)
-                enter_routers(model, options_of(n_ctx), windows_of(text.fit, n_ctx), kept, n_layer)
+                enter_routers(model, options, windows_of(text.fit, n_ctx), kept, n_layer)
 
-    def _kept(self, route: "Route", advance: Callable[[int], Any]) -> "Route":
+    def _kept(self, route: "Route", advance: Callable[[float], object]) -> "Route":
         def kept(layer: int, x: np.ndarray) -> np.ndarray:
             start = self._at[layer]
             self._at[layer] = start + len(x)
@@ -122,17 +126,21 @@ class RouterInputs:
         return self.states[layer].astype(np.float32)
 
 
-def roomy_cache(n_bytes: int) -> Path:
-    """Return moe-gguf's cache folder, made if need be. Raises OutputError when its disk has no room for n_bytes."""
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if n_bytes > free:
-        raise OutputError(
-            f"{folder}: {n_bytes:,} bytes are needed for a while, {free:,} are free; "
-            f"name another folder in {CACHE_VARIABLE}"
-        )
-    return folder
+@dataclass(frozen=True)
+class Fit:
+    """How well routers fit: accuracy and entropy per layer, and the share of each text's tokens per expert."""
+
+    accuracy: tuple[float, ...]
+    entropy: tuple[float, ...]
+    load: Mapping[str, tuple[float, ...]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fit as `calibrate --json` prints it."""
+        return {
+            "accuracy": [round(value, 4) for value in self.accuracy],
+            "entropy": [round(value, 4) for value in self.entropy],
+            "load": {name: [round(share, 4) for share in shares] for name, shares in self.load.items()},
+        }
 
 
 def fit_gates(
@@ -142,7 +150,9 @@ def fit_gates(
     n_ctx: int,
     ridge: float,
     routers: np.ndarray | None = None,
-) -> "tuple[np.ndarray, Mapping[str, Any]]":
+    load: LoadRequest = DEFAULT_LOAD,
+    listener: Listener = SILENT,
+) -> "tuple[np.ndarray, Fit]":
     """Fit a mixture's routers to texts; return them, float32 [n_layer, n_expert, n_embd], and the report of the fit.
 
     Texts run through their own experts, or where `routers` send them.
@@ -155,8 +165,8 @@ def fit_gates(
 
     n_layer, n_expert, _ = shape
     n_used = int(np.max(read_gguf(gguf).hyper(Keys.LLM.EXPERT_USED_COUNT) or n_expert))
-    inputs = RouterInputs(gguf, texts, shape, n_ctx, routers)
-    with progress(n_layer, "fit", " layers") as bar:
+    inputs = RouterInputs(gguf, texts, shape, n_ctx, routers, load, listener)
+    with listener.bar(n_layer, "fit", " layers") as bar:
         targets = labels_to_targets(inputs.labels, n_expert)
         n_threads = min(best_thread_count(), MAX_FITTERS)
         fit = fit_routers(inputs.layer, targets, n_layer, ridge, n_threads, bar.update)
@@ -167,15 +177,20 @@ def fit_gates(
         ],
         axis=0,
     )
-    report = {
-        "accuracy": [round(float(value), 4) for value in fit.accuracy],
-        "entropy": [round(float(value), 4) for value in fit.entropy],
-        "load": {text.name: [round(float(share), 4) for share in loads[i]] for i, text in enumerate(texts)},
-    }
-    return fit.routers, report
+    return fit.routers, Fit(
+        accuracy=tuple(float(value) for value in fit.accuracy),
+        entropy=tuple(float(value) for value in fit.entropy),
+        load={text.name: tuple(float(share) for share in loads[i]) for i, text in enumerate(texts)},
+    )
 
 
-def choose_sharpness(model: "Model", routers: np.ndarray, texts: Sequence[Text], n_ctx: int) -> float:
+def choose_sharpness(
+    model: "Model",
+    options: "LoadOptions",
+    routers: np.ndarray,
+    texts: Sequence[Text],
+    listener: Listener = SILENT,
+) -> float:
     """Return the factor of fitted routers with the least loss on the tuning tokens.
 
     A regression that tells the texts apart is surer than is good where a second expert's part helps. The factors get
@@ -186,8 +201,8 @@ def choose_sharpness(model: "Model", routers: np.ndarray, texts: Sequence[Text],
     best, least = 1.0, np.inf
     tuning = {text.name: text.tune for text in texts}
     for sharpness in SHARPNESSES:
-        loss = float(np.mean(list(losses_of(model, tuning, n_ctx, routers, sharpness).values())))
-        detail(f"sharpness {sharpness}: a loss of {loss:.4f} on the tuning tokens")
+        loss = float(np.mean(list(losses_of(model, options, tuning, routers, sharpness, listener).values())))
+        listener.detail(f"sharpness {sharpness}: a loss of {loss:.4f} on the tuning tokens")
         if loss >= least:
             break
         best, least = sharpness, loss
@@ -196,23 +211,26 @@ def choose_sharpness(model: "Model", routers: np.ndarray, texts: Sequence[Text],
 
 def losses_of(
     model: "Model",
+    options: "LoadOptions",
     texts: Mapping[str, Sequence[int]],
-    n_ctx: int,
     routers: np.ndarray | None = None,
     sharpness: float = 1.0,
+    listener: Listener = SILENT,
 ) -> dict[str, float]:
-    """Return the mean loss of each text's tokens in nats, with the model's own routers or with others."""
+    """Return the mean loss of each text's tokens in nats, with the model's own routers or with others.
+
+    They are read in windows of options.n_ctx.
+    """
     from ..runner.engine import Engine
     from ..runner.losses import token_losses
     from ..runner.rerouting import by_routers, rerouted_losses
 
-    options = options_of(n_ctx)
     losses: dict[str, float] = {}
-    with progress(sum(map(len, texts.values())), "losses", " tokens") as bar:
+    with listener.bar(sum(map(len, texts.values())), "losses", " tokens") as bar:
         for name, tokens in texts.items():
             if routers is None:
                 with Engine(model, options) as engine:
-                    every = token_losses(engine, tokens, n_ctx)
+                    every = token_losses(engine, tokens, options.n_ctx or len(tokens))
             else:
                 every = rerouted_losses(model, options, tokens, by_routers(routers, sharpness))
             losses[name] = float(every.mean())
@@ -220,23 +238,29 @@ def losses_of(
     return losses
 
 
-def options_of(n_ctx: int) -> "LoadOptions":
-    """Return how texts are read: in windows of n_ctx tokens."""
-    from ..runner.load_options import LoadOptions
-
-    return LoadOptions(n_ctx=n_ctx, n_ubatch=UBATCH)
+def reading(load: LoadRequest, n_ctx: int, n_expert_used: int | None = None) -> LoadRequest:
+    """Return how texts are read: in windows of n_ctx tokens, placed as `load` says."""
+    return replace(load, n_ctx=n_ctx, n_ubatch=UBATCH, n_expert_used=n_expert_used)
 
 
 def calibrated_gates(
-    recipe: "Recipe", models: "Models", gate_base: str, n_token: int = 2560, n_ctx: int = 512
+    recipe: "Recipe",
+    models: "Models",
+    gate_base: str,
+    shared: np.ndarray | None = None,
+    *,
+    n_token: int = 2560,
+    n_ctx: int = 512,
+    listener: Listener = SILENT,
 ) -> "Gates":
-    """Compute a recipe's calibrated gates on the merge itself, in a temporary GGUF of type `gate_base`."""
+    """Compute a recipe's calibrated gates on the merge itself, in a temporary GGUF of type `gate_base`.
+
+    `shared` are the gates of its shared experts, which calibration leaves as they are.
+    """
     from ..merge.calibrate import RIDGE
     from ..merge.gates import Gates, zero_gates
     from ..merge.open import open_recipe, sizes_of
     from ..merge.prompts import prompt_tokenizer
-    from ..runner.load_options import LoadOptions
-    from ..runner.model import Model
 
     base = models[recipe.base_model].checkpoint
     sizes = sizes_of(recipe, models)
@@ -244,21 +268,19 @@ def calibrated_gates(
     named = [(expert.name, index, "\n".join(_contents(recipe, index))) for index, expert in enumerate(recipe.experts)]
     texts = split_texts(named, prompt_tokenizer(base.folder), n_token, 0)
     gates = zero_gates(recipe, sizes.n_layer, sizes.n_embd)
-    if recipe.shared_experts:
-        from .gates import hidden_gates
-
-        gates = Gates(gates.routers, hidden_gates(recipe, models, gate_base).shared)
-    say(f"{recipe.name}: fitting routers to {sum(len(text.fit) for text in texts)} tokens")
+    if shared is not None:
+        gates = Gates(gates.routers, shared)
+    listener.say(f"{recipe.name}: fitting routers to {sum(len(text.fit) for text in texts)} tokens")
     with TemporaryDirectory(prefix="moe-gguf-", dir=roomy_cache(0)) as folder:
         gguf = Path(folder) / "merged.gguf"
-        write_gguf(open_recipe(recipe, gates, models=models), gguf, gate_base)
-        routers, report = fit_gates(gguf, texts, shape, n_ctx, RIDGE)
-        with Model(gguf, LoadOptions()) as model:
-            sharpness = choose_sharpness(model, routers, texts, n_ctx)
-    detail(f"accuracy per layer: {report['accuracy']}")
-    if min(report["accuracy"]) < LOW_ACCURACY:
-        warn(
-            f"routers name the right expert for as few as {min(report['accuracy']):.0%} of the tokens they were fitted "
+        write_gguf(open_recipe(recipe, gates, models=models), gguf, gate_base, listener)
+        routers, fit = fit_gates(gguf, texts, shape, n_ctx, RIDGE, listener=listener)
+        with opened_model(gguf, reading(DEFAULT_LOAD, n_ctx), listener) as (model, options):
+            sharpness = choose_sharpness(model, options, routers, texts, listener)
+    listener.detail(f"accuracy per layer: {fit.as_json()['accuracy']}")
+    if min(fit.accuracy) < LOW_ACCURACY:
+        listener.warn(
+            f"routers name the right expert for as few as {min(fit.accuracy):.0%} of the tokens they were fitted "
             "to: the experts' texts are too much alike"
         )
     return Gates(np.float32(sharpness) * routers, gates.shared)

@@ -4,19 +4,15 @@ The JSON is stable (docs/convert.md): {"outputs": [{"path", "type", "bytes", "bp
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-
 from ..formats.errors import PlanError
 from ..formats.gguf_fields import Field
 from ..formats.gguf_layout import TensorEntry
-from ..formats.words import count
 from ..writer.partial import Output
-from .terminal import format_bytes
 
 
 @dataclass(frozen=True)
@@ -60,46 +56,46 @@ class Place:
             self.folder.mkdir(parents=True, exist_ok=True)
 
 
-def describe_output(output: Output, type_name: str) -> dict[str, Any]:
-    """Return the stable JSON of one output; sizes in bytes, shapes in GGUF order."""
-    from ..writer.readback import count_weights
+@dataclass(frozen=True)
+class OutputReport:
+    """One output: its files, its type, its tensors."""
 
-    shards = output.shards()
-    report: dict[str, Any] = {
-        "path": str(shards[0][0]),
-        "type": type_name,
-        "bytes": sum(layout.n_bytes for _, layout in shards),
-        "bpw": round(8 * sum(entry.n_bytes for entry in output.entries) / count_weights(output.entries), 4),
-        "tensors": [describe_entry(entry) for entry in output.entries],
-    }
-    if len(shards) > 1:
-        report["shards"] = [{"path": str(path), "bytes": layout.n_bytes} for path, layout in shards]
-    return report
+    output: Output
+    type: str
+
+    @property
+    def path(self) -> Path:
+        """The file, or its first shard."""
+        return self.output.shards()[0][0]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(layout.n_bytes for _, layout in self.output.shards())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits per weight, headers not counted."""
+        from ..writer.readback import count_weights
+
+        entries = self.output.entries
+        return 8 * sum(entry.n_bytes for entry in entries) / count_weights(entries)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the stable JSON of one output; sizes in bytes, shapes in GGUF order."""
+        shards = self.output.shards()
+        report: dict[str, Any] = {
+            "path": str(self.path),
+            "type": self.type,
+            "bytes": self.n_bytes,
+            "bpw": round(self.bits_per_weight, 4),
+            "tensors": [describe_entry(entry) for entry in self.output.entries],
+        }
+        if len(shards) > 1:
+            report["shards"] = [{"path": str(path), "bytes": layout.n_bytes} for path, layout in shards]
+        return report
 
 
 def describe_entry(entry: TensorEntry) -> dict[str, Any]:
     """Return the stable JSON of one tensor."""
     return {"name": entry.name, "shape": list(entry.shape), "type": entry.qtype.name, "bytes": entry.n_bytes}
-
-
-def types_line(entries: Sequence[TensorEntry]) -> str:
-    """Return how many tensors have which type: "113 F32, 4 Q8_0"."""
-    counts: dict[str, int] = {}
-    for entry in entries:
-        counts[entry.qtype.name] = counts.get(entry.qtype.name, 0) + 1
-    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
-
-
-def print_output(report: dict[str, Any], entries: Sequence[TensorEntry], seconds: float | None = None) -> None:
-    """Print one output on stdout: where it is, how large, and what it is made of."""
-    took = f", {seconds:.1f} s" if seconds is not None else ""
-    click.echo(f"{report['path']}: {format_bytes(report['bytes'])}, {report['bpw']:.2f} bits per weight{took}")
-    click.echo(f"  {count(len(entries), 'tensor')}: {types_line(entries)}")
-
-
-def print_tensors(entries: Sequence[TensorEntry]) -> None:
-    """Print the plan of every tensor."""
-    width = max(len(entry.name) for entry in entries)
-    for entry in entries:
-        shape = " x ".join(str(n) for n in entry.shape)
-        click.echo(f"  {entry.name:<{width}}  {shape:>24}  {entry.qtype.name:>6}  {entry.n_bytes:>15,}")

@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
-from moe_gguf.cli.models import SourceKind, best_gguf, catalogue_path, resolve_gguf, resolve_source
 from moe_gguf.formats.errors import CatalogueError, CheckpointError, GgufError
+from moe_gguf.jobs import sources
+from moe_gguf.jobs.sources import ModelSource, SourceKind, best_gguf, find_catalogue
 
 from ..checkpoints import Tiny, write_checkpoint
 
@@ -39,6 +40,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "file.gguf").write_bytes(b"GGUF")
     (tmp_path / "recipe.yml").write_text("base_model: a\n")
     return tmp_path
+
+
+def resolve_source(argument: str | None, prefer_gguf: bool = False) -> ModelSource:
+    """Resolve with the catalogue that is found here."""
+    return sources.resolve_source(argument, find_catalogue(), prefer_gguf)
+
+
+def resolve_gguf(argument: str | None) -> Path:
+    """Resolve with the catalogue that is found here."""
+    return sources.resolve_gguf(argument, find_catalogue())
 
 
 def empty_ggufs(folder: Path, *names: str) -> None:
@@ -151,7 +162,7 @@ def test_the_newest_and_the_first_shard(tmp_path: Path) -> None:
 
 
 def test_where_the_catalogue_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert catalogue_path() == Path("models.toml")
+    assert find_catalogue() == Path("models.toml")
     other = folder / "elsewhere" / "mine.toml"
     other.parent.mkdir()
     other.write_text('[models.mine]\npath = "w"\n')
@@ -161,4 +172,5 @@ def test_where_the_catalogue_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert resolve_source("mine").output == other.parent / "gguf" / "mine"
     monkeypatch.setenv("MOE_GGUF_CATALOGUE", "none.toml")
     with pytest.raises(CatalogueError, match="no such catalogue"):
-        catalogue_path()
+        resolve_source("mine")
+    assert resolve_gguf("file.gguf") == Path("file.gguf"), "a path needs no catalogue"

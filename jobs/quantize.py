@@ -1,0 +1,283 @@
+"""Writing every quantization of a model in one pass over its source, with no 16-bit file in between."""
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from gguf.constants import GGMLQuantizationType
+
+from ..formats.errors import PlanError
+from ..formats.gguf_file import read_gguf, same_file
+from ..formats.source import file_identity
+from ..formats.words import count
+from ..quantize.choices import RecipeOptions
+from ..quantize.encode import Encoder, Importance, relative_errors
+from ..quantize.file_types import FileType
+from ..quantize.imatrix import Imatrix, load_imatrix
+from ..quantize.overrides import KvOverride
+from ..quantize.variants import StoredType, Variant, plan_variants, stored_in_source
+from ..writer.gguf_source import plan_from_gguf
+from ..writer.partial import Output, check_outputs, split_output
+from ..writer.plan import Plan
+from .listener import SILENT, Listener
+from .opening import DEFAULT_GATES, GateRequest, check_gates, need_llama
+from .outputs import OutputReport, Place
+from .planning import Planned, finished_check, plan_of, stoppable
+from .sources import SourceKind, resolve_source
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to quantize: a GGUF file, a checkpoint folder, a recipe, or a name of `catalogue`.
+
+    `outfile` is a .gguf file for one type, a folder for any number, None the default; `split_max_size` is bytes a
+    shard, `keep_split` splits as the source is split; `verify` loads each finished file in llama.cpp; `measure` asks
+    for the relative errors per role of tensor.
+    """
+
+    source: str | Path | None
+    types: tuple[FileType, ...]
+    catalogue: Path | None = None
+    outfile: str | None = None
+    imatrix: Path | None = None
+    options: RecipeOptions = field(default_factory=RecipeOptions)
+    kv_overrides: tuple[KvOverride, ...] = ()
+    split_max_size: int | None = None
+    keep_split: bool = False
+    pre_tokenizer: str | None = None
+    gates: GateRequest = DEFAULT_GATES
+    verify: bool = False
+    measure: bool = False
+    allow_nonfinite: bool = False
+    force: bool = False
+    n_threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """Tensors whose rows cannot be cut into the blocks of the type that was wanted for them."""
+
+    wanted: GGMLQuantizationType
+    used: GGMLQuantizationType
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class VariantReport:
+    """One output: what fell back, and after a run whose kernels were replaced and the errors that were measured."""
+
+    output: OutputReport
+    variant: Variant
+    encoders_replaced: tuple[str, ...] | None = None
+    errors: Mapping[str, float] | None = None
+
+    @property
+    def fallbacks(self) -> list[Fallback]:
+        """The tensors that fell back, grouped by the types."""
+        grouped: dict[tuple[GGMLQuantizationType, GGMLQuantizationType], list[str]] = {}
+        for choice in self.variant.choices:
+            if choice.fell_back:
+                grouped.setdefault((choice.wanted, choice.qtype), []).append(choice.name)
+        return [Fallback(wanted, used, tuple(names)) for (wanted, used), names in grouped.items()]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the stable JSON of one output."""
+        report = self.output.as_json()
+        report["fallbacks"] = [
+            {"name": choice.name, "wanted": choice.wanted.name, "type": choice.qtype.name}
+            for choice in self.variant.choices
+            if choice.fell_back
+        ]
+        if self.encoders_replaced is not None:
+            report["encoders_replaced"] = list(self.encoders_replaced)
+        if self.errors is not None:
+            report["errors"] = dict(self.errors)
+        return report
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report for each output, in the order of the types; `seconds` is None while nothing was written."""
+
+    outputs: tuple[VariantReport, ...]
+    seconds: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `quantize --json` prints (docs/quantize.md)."""
+        outputs = [output.as_json() for output in self.outputs]
+        if self.seconds is None:
+            return {"outputs": outputs, "dry_run": True}
+        return {"outputs": outputs, "seconds": round(self.seconds, 3)}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One pass: a plan, and the variants and outputs made of it, in the same order."""
+
+    request: Request
+    name: str
+    plan: Plan
+    variants: tuple[Variant, ...]
+    outputs: tuple[Output, ...]
+    place: Place
+    imatrix: Imatrix | None
+    planned: Planned | None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know before anything is written."""
+        return (*self.plan.warnings, *(self.imatrix.warnings if self.imatrix else ()), *self._unmatched)
+
+    @property
+    def _unmatched(self) -> list[str]:
+        names = [choice.name for choice in self.variants[0].choices]
+        return [
+            f"--tensor-type {pattern}: no tensor has such a name"
+            for pattern, _ in self.request.options.tensor_types
+            if not any(re.search(pattern, name) for name in names)
+        ]
+
+    @property
+    def importance(self) -> Importance | None:
+        """The imatrix by tensor, under the names that its source has."""
+        if self.imatrix is None:
+            return None
+        names = {choice.name: choice.source_name for choice in self.variants[0].choices}
+        matrix = self.imatrix
+        return lambda tensor: matrix.for_tensor(names[tensor.name], tensor.shape)
+
+    def report(self, encoder: Encoder | None = None, seconds: float | None = None) -> Report:
+        """Return what is known of the outputs, and what the encoder noticed when they were written."""
+        reports = []
+        for variant, output in zip(self.variants, self.outputs, strict=True):
+            used = {entry.qtype for entry in output.entries}
+            replaced = sorted(qtype.name for qtype in encoder.fallen_back & used) if encoder else None
+            errors = relative_errors(encoder, variant.choices) if encoder and encoder.measure else None
+            described = OutputReport(output, variant.file_type.name)
+            reports.append(VariantReport(described, variant, None if replaced is None else tuple(replaced), errors))
+        return Report(tuple(reports), seconds)
+
+
+def prepare(request: Request, listener: Listener = SILENT) -> Prepared:
+    """Open the source and plan all outputs; reads headers only. Raises MoeGgufError for what cannot be done."""
+    if request.keep_split and request.split_max_size:
+        raise PlanError("--keep-split and --split-max-size exclude each other")
+    with stoppable():
+        source = _open(request, listener)
+        imatrix = load_imatrix(request.imatrix) if request.imatrix else None
+    plan, variants = plan_variants(
+        source.plan, source.stored, request.types, request.options, imatrix, request.kv_overrides
+    )
+    if imatrix:
+        for choice in (choice for variant in variants for choice in variant.choices if choice.converts):
+            imatrix.for_tensor(choice.source_name, choice.shape)  # a wrong size is refused, an unknown one noted
+    place = Place.of(request.outfile, len(variants), source.folder)
+    outputs = _outputs(request, source, variants, place)
+    prepared = Prepared(request, source.name, plan, tuple(variants), tuple(outputs), place, imatrix, source.planned)
+    for warning in prepared.warnings:
+        listener.warn(warning)
+    return prepared
+
+
+def run(prepared: Prepared, listener: Listener = SILENT) -> Report:
+    """Write all outputs; an interrupted run goes on where it stopped. Raises MoeGgufError and Interrupted."""
+    from ..runner.threads import best_thread_count
+    from ..writer.write import write
+
+    request, planned = prepared.request, prepared.planned
+    with stoppable():
+        if planned and planned.opened:
+            check_gates(planned.opened)
+        if request.verify:
+            need_llama()
+        warm_up(prepared, listener)
+        prepared.place.prepare()
+        check_outputs(prepared.outputs, prepared.plan.source.identity())
+        plan = planned.ready(prepared.plan, listener) if planned else prepared.plan
+    encoder = Encoder(prepared.importance, measure=request.measure)
+    targets = ", ".join(str(output.path) for output in prepared.outputs)
+    tokenizer = planned.tokenizer if planned else None
+    n_weights = sum(tensor.n_weights for tensor in plan.tensors)
+    started = time.monotonic()
+    with stoppable(), listener.bar(n_weights, "quantize", " weights") as bar:
+        written = write(
+            plan,
+            prepared.outputs,
+            encoder,
+            n_threads=request.n_threads or best_thread_count(),
+            force=request.force,
+            allow_nonfinite=request.allow_nonfinite,
+            advance=bar.update,
+            check=finished_check(tokenizer, request.verify, request.allow_nonfinite, listener),
+            begin=lambda: listener.say(f"{prepared.name}: {count(len(plan.tensors), 'tensor')} to {targets}"),
+        )
+    if any(one.resumed_at for one in written):
+        listener.say("went on where an interrupted run stopped")
+    for qtype in encoder.fallen_back:
+        listener.warn(f"{qtype.name}: this llama.cpp computes differently from our kernel; its own encoder was used")
+    return prepared.report(encoder, time.monotonic() - started)
+
+
+def warm_up(prepared: Prepared, listener: Listener = SILENT) -> None:
+    """Compile the kernels that the outputs need, saying so when it takes a while."""
+    from ..quantize.kernels import has_kernel
+    from ..quantize.kernels import warm_up as compile_kernels
+
+    types = {choice.qtype for variant in prepared.variants for choice in variant.choices if choice.converts}
+    kernels = [qtype for qtype in types if has_kernel(qtype)]
+    started = time.monotonic()
+    with listener.bar(len(kernels), "compile the encoders (kept for next time)", " kernels") as bar:
+        compile_kernels(kernels, prepared.imatrix is not None, lambda _: bar.update(1))
+    if (seconds := time.monotonic() - started) > 2:
+        listener.say(f"the encoders were compiled for this processor in {seconds:.1f} s; next time they are there")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An opened source: its plan, the types it stores, where outputs go; `groups` are each source shard's tensors."""
+
+    name: str
+    plan: Plan
+    stored: StoredType
+    folder: Path
+    planned: Planned | None = None
+    groups: Sequence[set[str]] = ()
+
+
+def _open(request: Request, listener: Listener) -> _Source:
+    resolved = resolve_source(request.source, request.catalogue, prefer_gguf=True)
+    if resolved.kind is SourceKind.GGUF and resolved.path:
+        file = read_gguf(resolved.path)
+        groups = [{t.name for t in file.tensors.values() if t.path == shard} for shard in file.shards]
+        folder = resolved.output or resolved.path.parent
+        return _Source(resolved.name, plan_from_gguf(file), stored_in_source, folder, groups=groups)
+    from ..convert.outtype import resolve_outtype, stored_type
+
+    if request.keep_split:
+        raise PlanError("--keep-split goes with a split GGUF; for a checkpoint use --split-max-size")
+    planned = plan_of(resolved, request.pre_tokenizer, request.gates, listener)
+    outtype = resolve_outtype(planned.plan, "auto")
+    return _Source(planned.name, planned.plan, lambda tensor: stored_type(tensor, outtype), planned.folder, planned)
+
+
+def _outputs(request: Request, source: _Source, variants: Sequence[Variant], place: Place) -> list[Output]:
+    label = str(file_identity(request.imatrix)) if request.imatrix else ""
+    paths = [place.path(variant.fields, variant.file_type.name) for variant in variants]
+    if request.imatrix and any(same_file(path, request.imatrix) for path in paths):
+        raise PlanError(f"{request.imatrix}: the output is the importance matrix; choose another name")
+    outputs = [variant.output(path, label) for variant, path in zip(variants, paths, strict=True)]
+    if size := request.split_max_size:
+        return [split_output(output, size) for output in outputs]
+    return [_split_alike(output, source.groups) for output in outputs] if request.keep_split else outputs
+
+
+def _split_alike(output: Output, groups: Sequence[set[str]]) -> Output:
+    if len(groups) < 2:
+        return output
+    by_shard = tuple(tuple(entry for entry in output.entries if entry.name in names) for names in groups)
+    if sum(len(group) for group in by_shard) != len(output.entries):
+        raise PlanError("--keep-split cannot follow tensors that are stacked or renamed; use --split-max-size")
+    return replace(output, groups=by_shard)
