@@ -192,7 +192,7 @@ def test_a_recipe_of_local_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         report = report_of(*arguments)
         assert (report["kind"], report["n_expert"]) == ("recipe", 2)
     made = moe_gguf("inspect", "afar")
-    assert "afar: a merge recipe (models.toml:10) of which nothing is made yet; run moe-gguf convert" in made.stderr
+    assert "afar: a merge recipe (models.toml:10) that has not been built yet; run moe-gguf convert" in made.stderr
     assert "on the hub (owner/name)" in moe_gguf("inspect", "hub").stderr
     (tmp_path / "gguf" / "pair").mkdir(parents=True)
     written(tmp_path / "gguf" / "pair" / "pair-BF16.gguf", SMALL)

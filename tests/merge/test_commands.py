@@ -140,7 +140,7 @@ def test_what_cannot_be_calibrated_is_one_clear_line(folder: Path, capsys: pytes
     assert "text 1 has 0 tokens" in fails(["calibrate", path, given[0], "1=empty.txt", given[2], "-o", "g"], capsys)
     (folder / "g").write_text("mine")
     assert "exists already" in fails(["calibrate", path, *given, "-o", "g"], capsys)
-    assert "is no file of gates" in fails(["calibrate", path, *given, "-o", "g", "-f"], capsys)
+    assert "is not a gates file" in fails(["calibrate", path, *given, "-o", "g", "-f"], capsys)
     assert (folder / "g").read_text() == "mine"
     (folder / "short.txt").write_text("and so")
     assert "too short to be judged" in fails(["calibrate", path, "0=short.txt", *given[1:], "-o", "n"], capsys)
