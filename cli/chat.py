@@ -214,6 +214,8 @@ def show_answer(session: "Session", pieces: Iterator["Piece"]) -> None:
     with on_interrupt(engine.cancel):
         finish = stream_answer(pieces)
     engine.resume()
+    for remark in session.remarks:
+        warn(remark)
     if session.dropped:
         one = "the oldest message no longer fits into the context and was dropped"
         more = f"the {session.dropped} oldest messages no longer fit into the context and were dropped"

@@ -141,9 +141,7 @@ def answer(
     )
 
 
-def prompt_of(
-    engine: "Engine", request: Request, listener: Listener = SILENT
-) -> tuple[list[int], dict[str, Any]]:
+def prompt_of(engine: "Engine", request: Request, listener: Listener = SILENT) -> tuple[list[int], dict[str, Any]]:
     """Return the prompt's tokens, raw or through the chat template, and how an answer to it ends, for `begin`."""
     from ..runner.templates.chat_format import chat_format, continued
     from ..runner.templates.message import Message
