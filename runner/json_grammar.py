@@ -1,7 +1,9 @@
 """A JSON schema in, the GBNF grammar of the JSON it allows out.
 
-Understood: types, properties (required first), additionalProperties, items, prefixItems, enum, const, anyOf, oneOf,
-references within the schema, and lengths. What else restricts is refused, since it could not be kept.
+What llama.cpp's own converter keeps is kept (common/json-schema-to-grammar.cpp): types, properties (required first),
+additionalProperties, items, prefixItems, enum, const, anyOf, oneOf, allOf of objects, references within the schema,
+lengths, anchored patterns, bounds of integers, and the formats date, time, date-time and uuid. What it drops is
+refused.
 """
 
 import json
@@ -9,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..formats.errors import EngineError
+from .json_numbers import integers_between
+from .json_pattern import literal as quoted
+from .json_pattern import pattern_expression
 
 # By RFC 8259; one optional space where JSON allows any white space, so that no answer is spent on it.
 BASICS = {
@@ -22,14 +27,28 @@ BASICS = {
     "object": '"{" space (string ":" space value ("," space string ":" space value)*)? space "}"',
     "array": '"[" space (value ("," space value)*)? space "]"',
     "value": "object | array | string | number | boolean | nothing",
+    # RFC 3339, as far as llama.cpp takes it
+    "date": '[0-9]{4} "-" ("0" [1-9] | "1" [0-2]) "-" ("0" [1-9] | [1-2] [0-9] | "3" [0-1])',
+    "time": 'hour ":" [0-5] [0-9] ":" [0-5] [0-9] ("." [0-9]{3})? ("Z" | [+-] hour ":" [0-5] [0-9])',
+    "hour": '([01] [0-9] | "2" [0-3])',
+    "uuid": '[0-9a-fA-F]{8} ("-" [0-9a-fA-F]{4}){3} "-" [0-9a-fA-F]{12}',
 }
 COMMA = '"," space'
 TYPES = {"string": "string", "integer": "whole", "number": "number", "boolean": "boolean", "null": "nothing"}
-UNSUPPORTED = (
-    *("pattern", "patternProperties", "propertyNames", "minProperties", "maxProperties", "dependentRequired"),
-    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "uniqueItems", "contains"),
-    *("not", "if", "then", "else", "unevaluatedItems", "unevaluatedProperties"),
-)
+FORMATS = {"date": "date", "time": "time", "date-time": 'date "T" time'}
+FORMATS |= dict.fromkeys(("uuid", "uuid1", "uuid2", "uuid3", "uuid4", "uuid5"), "uuid")
+# What only describes; anything else that is not understood would be dropped, and is refused.
+ANNOTATIONS = {
+    *("title", "description", "default", "examples", "$schema", "$id", "$comment", "$defs", "definitions"),
+    *("deprecated", "readOnly", "writeOnly", "$anchor"),
+}
+OF_OBJECTS = {"properties", "required", "additionalProperties"}
+OF_ARRAYS = {"items", "prefixItems", "minItems", "maxItems"}
+OF_STRINGS = {"minLength", "maxLength", "pattern", "format"}
+OF_INTEGERS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
+OF_TYPES = {"object": OF_OBJECTS, "array": OF_ARRAYS, "string": OF_STRINGS, "integer": OF_INTEGERS}
+CHOOSING = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")
+KNOWN = ANNOTATIONS | OF_OBJECTS | OF_ARRAYS | OF_STRINGS | OF_INTEGERS | {"type", *CHOOSING}
 
 
 def json_schema_grammar(schema: str) -> str:
@@ -65,42 +84,72 @@ class Rules:
             return "value"
         if not isinstance(schema, dict):
             raise EngineError(f"the JSON schema is broken: a schema is an object, not {json.dumps(schema)[:40]}")
-        for keyword in UNSUPPORTED:
-            if keyword in schema:
+        for keyword in schema:
+            if keyword not in KNOWN and not keyword.startswith("x-"):
                 raise EngineError(f"the JSON schema: {keyword} is not supported; leave it out")
-        if "$ref" in schema:
+        chosen = next((keyword for keyword in CHOOSING if keyword in schema), None)
+        if chosen is None:
+            return self._typed(schema)
+        _refuse_beside(schema, chosen)
+        if chosen == "$ref":
             return self._reference(schema["$ref"])
-        if "const" in schema:
-            return literal(schema["const"])
-        if "enum" in schema:
-            return group(" | ".join(literal(value) for value in schema["enum"]))
-        for keyword in ("anyOf", "oneOf"):
-            if keyword in schema:
-                return group(" | ".join(self.of(choice) for choice in schema[keyword]))
-        if "allOf" in schema:
-            if len(schema["allOf"]) != 1:
-                raise EngineError("the JSON schema: allOf of several schemas is not supported; merge them")
-            return self.of(schema["allOf"][0])
-        return self._typed(schema)
+        if chosen == "allOf":
+            return self.of(self._merged(_schemas(schema, "allOf"), schema))
+        if chosen in ("anyOf", "oneOf"):
+            return group(" | ".join(self.of(choice) for choice in _schemas(schema, chosen)))
+        values = [schema["const"]] if chosen == "const" else _schemas(schema, "enum")
+        allowed = [value for value in values if _has_type(value, schema.get("type"))]
+        if not allowed:
+            raise EngineError(f"the JSON schema: no value of {chosen} has the type {schema.get('type')!r}")
+        return group(" | ".join(literal(value) for value in allowed))
 
     def _typed(self, schema: Mapping[str, Any]) -> str:
         kind = schema.get("type")
         if isinstance(kind, list):
             return group(" | ".join(self.of({**schema, "type": each}) for each in kind))
-        if kind == "object" or (kind is None and ("properties" in schema or "additionalProperties" in schema)):
-            return self._object(schema)
-        if kind == "array" or (kind is None and ("items" in schema or "prefixItems" in schema)):
-            return self._array(schema)
-        if kind == "string" and ("minLength" in schema or "maxLength" in schema):
-            return rf'"\"" character{repetition(schema, "minLength", "maxLength")} "\""'
+        if kind is None:
+            kind = next((name for name, words in OF_TYPES.items() if words & schema.keys()), None)
         if kind is None:
             return "value"
-        if kind not in TYPES:
+        if kind == "object":
+            return self._object(schema)
+        if kind == "array":
+            return self._array(schema)
+        if not isinstance(kind, str) or kind not in TYPES:
             raise EngineError(f"the JSON schema: there is no type {kind!r}")
-        return TYPES[kind]
+        if kind == "string":
+            return _string(schema)
+        bounds = OF_INTEGERS & schema.keys()
+        if bounds and kind == "number":
+            raise EngineError(f"the JSON schema: {min(bounds)} is supported for integers only; leave it out")
+        return _integer(schema) if bounds and kind == "integer" else TYPES[kind]
+
+    def _merged(self, parts: Sequence[Any], whole: Mapping[str, Any]) -> dict[str, Any]:
+        """Return one object's schema for all of several objects'."""
+        if len(parts) == 1 and not (whole.keys() - ANNOTATIONS - {"allOf", "type"}):
+            return parts[0]
+        merged: dict[str, Any] = {"type": "object", "properties": {}, "required": []}
+        for part in [*parts, {key: value for key, value in whole.items() if key != "allOf"}]:
+            found = self._target(part["$ref"]) if isinstance(part, dict) and "$ref" in part else part
+            if not isinstance(found, dict) or found.keys() - ANNOTATIONS - OF_OBJECTS - {"type"}:
+                raise EngineError("the JSON schema: allOf is supported for objects only; merge the schemas")
+            describes_objects = found.get("type") == "object" or bool(OF_OBJECTS & found.keys())
+            if (part in parts and not describes_objects) or found.get("type", "object") != "object":
+                raise EngineError("the JSON schema: allOf is supported for objects only; merge the schemas")
+            for name, value in found.get("properties", {}).items():
+                if merged["properties"].setdefault(name, value) != value:
+                    raise EngineError(f"the JSON schema: allOf describes {name!r} twice; merge the schemas")
+            merged["required"] += found.get("required", [])
+            if found.get("additionalProperties") not in (None, True):
+                merged["additionalProperties"] = found["additionalProperties"]
+        return merged
 
     def _object(self, schema: Mapping[str, Any]) -> str:
-        properties, extra = schema.get("properties", {}), schema.get("additionalProperties")
+        properties, extra = dict(schema.get("properties", {})), schema.get("additionalProperties")
+        for name in schema.get("required", ()):
+            if name not in properties and extra is False:
+                raise EngineError(f"the JSON schema: {name!r} is required, but additionalProperties forbids it")
+            properties.setdefault(name, True if extra is None else extra)
         if not properties and extra in (None, True):
             return "object"
         required = [name for name in properties if name in schema.get("required", ())]
@@ -126,19 +175,80 @@ class Rules:
         return f'"[" space {body} space "]"'
 
     def _reference(self, reference: Any) -> str:
+        if not isinstance(reference, str) or reference not in self._names:
+            target = self._target(reference)
+            name = self._names[reference] = f"reference-{len(self._names) + 1}"
+            self.named[name] = self.of(target)
+        return self._names[reference]
+
+    def _target(self, reference: Any) -> Any:
+        """Return the schema that a reference means."""
         if not isinstance(reference, str) or not reference.startswith("#"):
             raise EngineError(f"the JSON schema: {reference!r} is not a reference within the schema (#/...)")
-        if reference in self._names:
-            return self._names[reference]
         target: Any = self.document
         for step in reference.removeprefix("#").strip("/").split("/") if reference != "#" else ():
             step = step.replace("~1", "/").replace("~0", "~")
             if not isinstance(target, dict) or step not in target:
                 raise EngineError(f"the JSON schema: {reference!r} leads nowhere")
             target = target[step]
-        name = self._names[reference] = f"reference-{len(self._names) + 1}"
-        self.named[name] = self.of(target)
-        return name
+        return target
+
+
+def _refuse_beside(schema: Mapping[str, Any], chosen: str) -> None:
+    """Refuse what would be dropped because another keyword of the same schema decides."""
+    allowed = ANNOTATIONS | {chosen} | ({"type"} if chosen != "$ref" else set())
+    allowed |= OF_OBJECTS if chosen == "allOf" else set()
+    others = [keyword for keyword in schema if keyword not in allowed and not keyword.startswith("x-")]
+    if others:
+        raise EngineError(f"the JSON schema: {others[0]} beside {chosen} is not supported; merge them or leave it out")
+
+
+def _schemas(schema: Mapping[str, Any], keyword: str) -> list[Any]:
+    found = schema[keyword]
+    if not isinstance(found, list) or not found:
+        raise EngineError(f"the JSON schema: {keyword} is a list of at least one, not {json.dumps(found)[:40]}")
+    return found
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    kinds = kind if isinstance(kind, list) else [kind]
+    names = {bool: {"boolean"}, int: {"integer", "number"}, float: {"number"}, str: {"string"}, type(None): {"null"}}
+    names |= {dict: {"object"}, list: {"array"}}
+    whole = {"integer"} if isinstance(value, float) and value.is_integer() else set()
+    return kind is None or bool((names[type(value)] | whole) & set(kinds))
+
+
+def _string(schema: Mapping[str, Any]) -> str:
+    """Return the expression of a string; only one of its restrictions can be kept."""
+    ways = [("pattern",), ("format",), ("minLength", "maxLength")]
+    given = [keywords[0] for keywords in ways if any(keyword in schema for keyword in keywords)]
+    if len(given) > 1:
+        raise EngineError(f"the JSON schema: {given[1]} beside {given[0]} is not supported; leave one out")
+    if "pattern" in schema:
+        return rf'"\"" {pattern_expression(str(schema["pattern"]))} "\""'
+    if "format" in schema:
+        known = FORMATS.get(schema["format"]) if isinstance(schema["format"], str) else None
+        if known is None:
+            names = "date, time, date-time and uuid"
+            raise EngineError(f"the JSON schema: the format {schema['format']!r} is not supported, only {names} are")
+        return rf'"\"" {known} "\""'
+    if not given:
+        return "string"
+    return rf'"\"" character{repetition(schema, "minLength", "maxLength")} "\""'
+
+
+def _integer(schema: Mapping[str, Any]) -> str:
+    """Return the expression of an integer between bounds."""
+    for keyword in OF_INTEGERS & schema.keys():
+        value = schema[keyword]
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or value != int(value):
+            raise EngineError(f"the JSON schema: {keyword} of an integer is an integer, not {json.dumps(value)[:40]}")
+    lows = [int(schema[key]) + more for key, more in (("minimum", 0), ("exclusiveMinimum", 1)) if key in schema]
+    highs = [int(schema[key]) - less for key, less in (("maximum", 0), ("exclusiveMaximum", 1)) if key in schema]
+    low, high = max(lows, default=None), min(highs, default=None)
+    if low is not None and high is not None and low > high:
+        raise EngineError(f"the JSON schema: there is no integer between {low} and {high}")
+    return integers_between(low, high)
 
 
 def listed(members: Sequence[tuple[str, bool]], rest: str, started: bool = False) -> str:
@@ -176,8 +286,7 @@ def repetition(schema: Mapping[str, Any], least: str, most: str) -> str:
 
 def literal(value: Any) -> str:
     """Return the expression of one JSON value, spelled as json.dumps does."""
-    text = json.dumps(value, ensure_ascii=False).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{text}"'
+    return quoted(json.dumps(value, ensure_ascii=False))
 
 
 def group(alternatives: str) -> str:
