@@ -33,6 +33,10 @@ class ImatrixError(MoeGgufError):
     """An importance matrix is broken or does not belong to the model."""
 
 
+class MomentsError(ImatrixError):
+    """A file of moments is broken, unfinished or does not belong to the model."""
+
+
 class CatalogueError(MoeGgufError):
     """models.toml is broken, or names no such model."""
 

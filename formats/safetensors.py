@@ -9,7 +9,7 @@ Source: https://github.com/huggingface/safetensors (format and its security rule
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from .source import TensorInfo, file_identity
 LONGEST_HEADER = 100_000_000
 MOST_DIMENSIONS = 8
 LARGEST_NUMBER = 2**62
+FORMAT: Mapping[str, str] = {"format": "pt"}
 DTYPES: dict[str, tuple[str, np.dtype]] = {
     "F32": ("F32", np.dtype("<f4")),
     "F16": ("F16", np.dtype("<f2")),
@@ -47,6 +48,8 @@ class SafetensorsFile:
         size, self._start, header = _read_header(self.path)
         self._offsets: dict[str, int] = {}
         self.tensors: dict[str, TensorInfo] = {}
+        given = header.get("__metadata__", {})
+        self.metadata: dict[str, Any] = given if isinstance(given, dict) else {}
         spans: list[tuple[int, int, str]] = []
         for name, entry in header.items():
             if name == "__metadata__":
@@ -66,6 +69,10 @@ class SafetensorsFile:
         rows = np.empty((stop - start, info.row_length), dtype)
         self.file.read_into(self._offsets[name] + start * info.row_length * dtype.itemsize, rows)
         return rows
+
+    def offset(self, name: str) -> int:
+        """Return the byte of the file at which a tensor begins."""
+        return self._offsets[name]
 
     def identity(self) -> dict[str, str]:
         """Return path, size, time of change and header hash; see TensorSource."""
@@ -110,9 +117,9 @@ class SafetensorsFile:
         return TensorInfo(name, DTYPES[dtype][0], shape, where), begin, end
 
 
-def pack_header(tensors: Iterable[TensorInfo]) -> bytes:
+def pack_header(tensors: Iterable[TensorInfo], metadata: Mapping[str, str] = FORMAT) -> bytes:
     """Return the first bytes of a file that holds these tensors, in this order; the data begins at a multiple of 8."""
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
     at = 0
     for info in tensors:
         n_bytes = stored_bytes(info)
