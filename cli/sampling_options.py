@@ -17,6 +17,14 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 SEED = click.IntRange(-1, 2**32 - 1)
 LOGIT_BIAS = re.compile(r"\s*(\d+)\s*([+-])\s*(inf|[0-9.eE+-]+)\s*")
 
+# names of parameters that differ from the fields of SamplingOptions
+FIELDS = {
+    "typical": "typical_p",
+    "top_nsigma": "top_n_sigma",
+    "dynatemp_exp": "dynatemp_exponent",
+    "mirostat_ent": "mirostat_tau",
+    "mirostat_lr": "mirostat_eta",
+}
 NUMBERS: tuple[tuple[tuple[str, ...], Any, float, str], ...] = (
     (("--temp", "--temperature"), FiniteRange(min=0), 0.8, "Temperature; 0 always takes the likeliest token."),
     (("--top-k",), click.IntRange(min=0), 40, "Choose among the K likeliest tokens; 0 is all."),
@@ -56,6 +64,12 @@ def sampling_options(command: Command) -> Command:
             multiple=True,
             help='Text at which DRY stops looking back, instead of newline, :, " and *; repeatable; "none" for none.',
         ),
+        click.option(
+            "--samplers",
+            default=None,
+            metavar="NAME;NAME",
+            help="Samplers in their order, as in top_k;temperature; those left out are off.",
+        ),
         click.option("--grammar", default=None, help="Allow only what a GBNF grammar produces."),
         click.option("--grammar-file", type=click.Path(exists=True, dir_okay=False), help="Read the grammar here."),
         click.option("-j", "--json-schema", default=None, help='Allow only JSON of this schema; "{}" is any JSON.'),
@@ -89,11 +103,34 @@ def build_sampling(values: dict[str, Any]) -> "SamplingOptions":
         "mirostat_tau": values.pop("mirostat_ent"),
         "mirostat_eta": values.pop("mirostat_lr"),
     }
+    settings |= _samplers(values.pop("samplers"))
     names = {name.lstrip("-").replace("-", "_") for (name, *_), *_ in NUMBERS}
     settings |= {name: values.pop(name) for name in sorted(names & values.keys())}
     if breakers:
         settings["dry_sequence_breakers"] = () if "none" in breakers else tuple(map(unescape, breakers))
-    return SamplingOptions(**settings)
+    return SamplingOptions(**settings, own=_given())
+
+
+def _given() -> frozenset[str]:
+    """Return the fields of SamplingOptions that the command line names; a file may recommend the others."""
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    return frozenset(
+        FIELDS.get(name, name) for name in context.params if context.get_parameter_source(name) is not default
+    )
+
+
+def _samplers(text: str | None) -> dict[str, tuple[str, ...]]:
+    """Return the samplers' names; nothing when they are not given."""
+    if text is None:
+        return {}
+    from ..runner.sampling import SAMPLERS, sampler_name
+
+    names = {given: sampler_name(given) for given in text.split(";") if given.strip()}
+    for given, name in names.items():
+        if name is None:
+            raise click.BadParameter(f"there is no {given!r}; known are {', '.join(SAMPLERS)}", param_hint="--samplers")
+    return {"samplers": tuple(name for name in names.values() if name)}
 
 
 def _grammar(values: dict[str, Any]) -> str | None:

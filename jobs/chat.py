@@ -46,6 +46,7 @@ def prepare(request: Request) -> Prepared:
 @contextmanager
 def opened_session(prepared: Prepared, listener: Listener = SILENT) -> "Iterator[Session]":
     """Load the model and open a conversation with it; both are closed in the end. Raises GgufError and EngineError."""
+    from ..runner.recommended import with_recommended
     from ..runner.session import Session
     from ..runner.templates.chat_format import chat_format
 
@@ -56,4 +57,7 @@ def opened_session(prepared: Prepared, listener: Listener = SILENT) -> "Iterator
             listener.warn("the model has no chat template; ChatML is used, and it may answer strangely")
         if chat.endings.note:
             listener.say(f"({chat.endings.note})")
-        yield Session(engine, request.sampling, request.n_predict, request.stops, request.system, chat=chat)
+        recommended = with_recommended(request.sampling, engine.model.file.metadata)
+        if recommended.note:
+            listener.say(f"({recommended.note})")
+        yield Session(engine, recommended.sampling, request.n_predict, request.stops, request.system, chat=chat)

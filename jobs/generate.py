@@ -111,13 +111,17 @@ def answer(
     from ..runner.engine import Cancelled
     from ..runner.generation import begin, pieces_of, speed
     from ..runner.interrupt import on_interrupt
+    from ..runner.recommended import with_recommended
     from ..runner.templates.endings import stops_of
 
     tokens, settings = prompt_of(engine, request, listener)
     found = stops_of(engine.model, request.stops)
     settings |= {"stops": found.texts, "stop_tokens": found.tokens}
     settings |= {"n_predict": request.n_predict, "n_logprobs": request.n_logprobs}
-    generation = begin(engine, tokens, request.sampling, **settings)
+    recommended = with_recommended(request.sampling, engine.model.file.metadata)
+    if recommended.note:
+        listener.say(recommended.note)
+    generation = begin(engine, tokens, recommended.sampling, **settings)
     pieces: list[Piece] = []
     finish = None
     with on_interrupt(engine.cancel):

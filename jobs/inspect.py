@@ -61,6 +61,7 @@ def inspect_model(
 def report_gguf(path: Path, n_ctx: int) -> dict[str, Any]:
     """Return the report on a GGUF file."""
     from ..formats.gguf_file import read_gguf
+    from ..models.pre_tokenizers import pre_tokenizer_warning
     from ..models.summary import summarize_gguf
 
     file = read_gguf(path)
@@ -71,6 +72,8 @@ def report_gguf(path: Path, n_ctx: int) -> dict[str, Any]:
             "each expert is a tensor of its own, as before April 2024; llama.cpp loads no such file any more, "
             "and quantizations of that time were of a worse mixture. Convert the original checkpoint again."
         )
+    if warning := pre_tokenizer_warning(file.metadata):
+        notes.append(f"{warning}.")
     layout = "one tensor per expert" if summary.lone_experts else "stacked"
     return report_summary(summary, "GGUF", path, file.shards, n_ctx, layout, notes)
 

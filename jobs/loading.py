@@ -121,12 +121,15 @@ def load_model(path: Path, request: LoadRequest, listener: Listener = SILENT) ->
 
 def _load(path: Path, request: LoadRequest, listener: Listener) -> "tuple[tuple[Model, Engine], LoadOptions]":
     from ..formats.gguf_file import read_gguf
+    from ..models.pre_tokenizers import missing_pre_tokenizer
     from ..runner.engine import Engine
     from ..runner.model import Model
     from ..runner.placing.fallback import load_with_fallback
     from ..runner.placing.memory import read_facts
 
     file = read_gguf(path)
+    if warning := missing_pre_tokenizer(file.metadata):
+        listener.warn(warning)
     facts = read_facts(file)
     options = choose_options(file, facts, request, listener)
 

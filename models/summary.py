@@ -14,6 +14,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, Keys, LlamaFi
 
 from ..formats.gguf_file import GgufFile, tensor_bytes
 from ..writer.plan import Plan
+from .template_language import is_go_template
 
 
 class Role(StrEnum):
@@ -215,6 +216,8 @@ class Summary:
         template = self.text(Keys.Tokenizer.CHAT_TEMPLATE)
         if template is None:
             return None
+        if is_go_template(template):
+            return "a Go template, as Ollama's; no Jinja"
         return next((kind for marker, kind in TEMPLATES if marker in template), "its own")
 
 

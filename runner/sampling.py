@@ -18,6 +18,8 @@ from .model import Model
 DEEPEST_GRAMMAR = 200
 MIROSTAT_M = 100
 DRAWN = 2**32 - 1  # LLAMA_DEFAULT_SEED, or -1: llama.cpp would draw a seed and not tell it
+SAMPLERS = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
+ALIASES = {"nucleus": "top_p", "temp": "temperature", "typ": "typ_p"}
 CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
@@ -27,7 +29,8 @@ class SamplingOptions:
 
     seed None, -1 or 2**32 - 1 draws one; temp 0 is greedy; top_k 0, top_p 1, min_p 0, typical_p 1, top_n_sigma -1,
     xtc_probability 0, dry_multiplier 0, repeat_penalty 1 and mirostat 0 switch their sampler off.
-    `grammar` is GBNF.
+    `grammar` is GBNF, `samplers` llama.cpp's names of what the chain holds, in order. `own` names the fields that are
+    the caller's choice where a file recommends others (see recommended.py); None means all.
     """
 
     seed: int | None = None
@@ -56,6 +59,8 @@ class SamplingOptions:
     grammar: str | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
     ignore_eos: bool = False
+    samplers: tuple[str, ...] = SAMPLERS
+    own: frozenset[str] | None = None
 
 
 class Sampler:
@@ -138,7 +143,7 @@ def candidate_array(candidates: np.ndarray) -> Any:
 
 def chain_links(model: Model, options: SamplingOptions, seed: int) -> Iterator[Any]:
     """Yield the samplers in the order of common_sampler_init (common/sampling.cpp)."""
-    api, n_vocab, keep = llama(), model.n_vocab, 0
+    api, n_vocab = llama(), model.n_vocab
     bias = dict(options.logit_bias)
     if options.ignore_eos:
         bias |= {token: -np.inf for token in range(n_vocab) if api.llama_vocab_is_eog(model.vocab, token)}
@@ -154,15 +159,45 @@ def chain_links(model: Model, options: SamplingOptions, seed: int) -> Iterator[A
         else:
             yield api.llama_sampler_init_mirostat_v2(seed, tau, eta)
         return
-    yield api.llama_sampler_init_penalties(
-        n_vocab,
-        options.repeat_last_n,
-        options.repeat_penalty,
-        options.frequency_penalty,
-        options.presence_penalty,
-    )
+    if is_plainly_greedy(options):
+        names = [name for name in options.samplers if name in ("penalties", "dry")]
+        yield from (sampler_link(model, options, seed, name) for name in names)
+        yield api.llama_sampler_init_greedy()
+        return
+    yield from (sampler_link(model, options, seed, name) for name in options.samplers)
+    yield api.llama_sampler_init_dist(seed)
+
+
+def sampler_link(model: Model, options: SamplingOptions, seed: int, name: str) -> Any:
+    """Return one sampler of the chain by llama.cpp's name."""
+    api, keep = llama(), 0
+    if name == "dry":
+        return dry_sampler(model, options)
+    make: dict[str, Callable[[], Any]] = {
+        "penalties": lambda: api.llama_sampler_init_penalties(
+            model.n_vocab,
+            options.repeat_last_n,
+            options.repeat_penalty,
+            options.frequency_penalty,
+            options.presence_penalty,
+        ),
+        "top_n_sigma": lambda: api.llama_sampler_init_top_n_sigma(options.top_n_sigma),
+        "top_k": lambda: api.llama_sampler_init_top_k(options.top_k),
+        "typ_p": lambda: api.llama_sampler_init_typical(options.typical_p, keep),
+        "top_p": lambda: api.llama_sampler_init_top_p(options.top_p, keep),
+        "min_p": lambda: api.llama_sampler_init_min_p(options.min_p, keep),
+        "xtc": lambda: api.llama_sampler_init_xtc(options.xtc_probability, options.xtc_threshold, keep, seed),
+        "temperature": lambda: api.llama_sampler_init_temp_ext(
+            options.temp, options.dynatemp_range, options.dynatemp_exponent
+        ),
+    }
+    return make[name]()
+
+
+def dry_sampler(model: Model, options: SamplingOptions) -> Any:
+    """Return the sampler that keeps passages from repeating."""
     breakers = [c_text(text, "--dry-sequence-breaker") for text in options.dry_sequence_breakers]
-    yield api.llama_sampler_init_dry(
+    return llama().llama_sampler_init_dry(
         model.vocab,
         options.dry_multiplier,
         options.dry_base,
@@ -171,17 +206,13 @@ def chain_links(model: Model, options: SamplingOptions, seed: int) -> Iterator[A
         (ctypes.c_char_p * len(breakers))(*breakers),
         len(breakers),
     )
-    if is_plainly_greedy(options):
-        yield api.llama_sampler_init_greedy()
-        return
-    yield api.llama_sampler_init_top_n_sigma(options.top_n_sigma)
-    yield api.llama_sampler_init_top_k(options.top_k)
-    yield api.llama_sampler_init_typical(options.typical_p, keep)
-    yield api.llama_sampler_init_top_p(options.top_p, keep)
-    yield api.llama_sampler_init_min_p(options.min_p, keep)
-    yield api.llama_sampler_init_xtc(options.xtc_probability, options.xtc_threshold, keep, seed)
-    yield api.llama_sampler_init_temp_ext(options.temp, options.dynatemp_range, options.dynatemp_exponent)
-    yield api.llama_sampler_init_dist(seed)
+
+
+def sampler_name(name: str) -> str | None:
+    """Return llama.cpp's own name of a sampler for any of its spellings; None for one that is not here."""
+    given = name.strip().lower()
+    plain = {each.replace("_", ""): each for each in SAMPLERS}
+    return ALIASES.get(given) or plain.get(given.replace("_", "").replace("-", ""))
 
 
 def is_plainly_greedy(options: SamplingOptions) -> bool:
@@ -203,6 +234,8 @@ def check_options(model: Model, options: SamplingOptions) -> None:
         raise EngineError(f"{broken[0]} is {numbers[broken[0]]}; it must be a finite number")
     if options.seed is not None and not -1 <= options.seed <= DRAWN:
         raise EngineError(f"the seed {options.seed} does not fit into 32 bits; use 0 to {DRAWN - 1}, or -1 to draw one")
+    if unknown := [name for name in options.samplers if name not in SAMPLERS]:
+        raise EngineError(f"there is no sampler {unknown[0]!r}; known are {', '.join(SAMPLERS)}")
     if options.mirostat not in (0, 1, 2):
         raise EngineError(f"there is no Mirostat {options.mirostat}; use 0 (off), 1 or 2")
     if options.repeat_penalty <= 0:

@@ -5,23 +5,14 @@ nobody vouches for: they run in Jinja's sandbox, on copies, and cannot ask for m
 """
 
 import json
-import re
 from datetime import datetime
 from functools import cache, lru_cache
 from typing import Any
 
 from ...formats.errors import EngineError
+from ...models.template_language import is_go_template
 
 LARGEST_PRODUCT = 10_000_000
-# Actions of Go's text/template, which Ollama's templates are written in: {{ .System }}, {{ range .Messages }}
-GO_ACTION = re.compile(
-    r"\{\{-?\s*(?:(?:if|else if|range|with|and|or|not|eq|ne|len|slice|json|template)\b[^{}]*?)?[\s($]*\.[A-Z]\w*"
-)
-
-
-def is_go_template(source: str) -> bool:
-    """Tell whether this is a Go template, such as Ollama's, and no Jinja."""
-    return "{%" not in source and GO_ACTION.search(source) is not None
 
 
 @lru_cache(maxsize=64)
