@@ -32,7 +32,7 @@ STOCK = """
 import sys
 from pathlib import Path
 from moe_gguf.quantize.file_types import parse_file_type
-from moe_gguf.quantize.oracle import quantize_file
+from tests.quantize.oracle import quantize_file
 quantize_file(Path(sys.argv[1]), Path(sys.argv[2]), parse_file_type(sys.argv[3]), n_threads=int(sys.argv[4]))
 """
 

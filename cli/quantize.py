@@ -14,7 +14,7 @@ from .writing import gate_request, writing_options
 
 if TYPE_CHECKING:
     from ..jobs.quantize import Report
-    from ..quantize.choices import RecipeOptions
+    from ..quantize.choices import MixOptions
     from ..quantize.file_types import FileType
 
 READ_ONLY = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -31,7 +31,12 @@ READ_ONLY = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Output file for one type, folder for any number; by default beside a GGUF source, else in this folder.",
 )
 @click.option("--imatrix", type=READ_ONLY, help="Importance matrix of llama-imatrix (GGUF or .dat).")
+@click.option("--include-weights", multiple=True, metavar="NAME", help="Use the matrix for tensors of this name only.")
+@click.option("--exclude-weights", multiple=True, metavar="NAME", help="Do not use it for tensors of this name.")
 @click.option("--tensor-type", multiple=True, metavar="PATTERN=TYPE", help="Type of the tensors that match.")
+@click.option(
+    "--tensor-type-file", type=READ_ONLY, multiple=True, help="Read such PATTERN=TYPE words from a file; repeatable."
+)
 @click.option("--output-tensor-type", metavar="TYPE", help="Type of output.weight.")
 @click.option("--token-embedding-type", metavar="TYPE", help="Type of token_embd.weight.")
 @click.option("--leave-output-tensor", is_flag=True, help="Do not quantize output.weight.")
@@ -54,14 +59,17 @@ def command(source: str | None, **options: Any) -> None:
     from ..formats.sizes import parse_size
     from ..jobs import quantize as job
     from ..quantize.overrides import parse_kv_override
+    from ..quantize.stock_policy import stock
 
     split = options["split_max_size"]
     request = job.Request(
         source=source,
-        types=tuple(file_types(options["types"])),
+        mixes=tuple(map(stock, file_types(options["types"]))),
         catalogue=catalogue_path(),
         outfile=options["outfile"],
         imatrix=options["imatrix"],
+        include_weights=options["include_weights"],
+        exclude_weights=options["exclude_weights"],
         options=mix_options(options),
         kv_overrides=tuple(parse_kv_override(text) for text in options["override_kv"]),
         split_max_size=parse_size(split, "file") if split else None,
@@ -91,17 +99,20 @@ def file_types(names: Sequence[str]) -> "list[FileType]":
         raise click.UsageError(str(error)) from None
 
 
-def mix_options(options: Mapping[str, Any]) -> "RecipeOptions":
+def mix_options(options: Mapping[str, Any]) -> "MixOptions":
     """Return what the user overrides of a mix."""
-    from ..models.tensor_types import parse_tensor_type, parse_tensor_type_option
-    from ..quantize.choices import RecipeOptions
+    from ..models.tensor_types import parse_tensor_type, parse_tensor_type_option, read_tensor_type_file
+    from ..quantize.choices import MixOptions
     from ..quantize.pruning import parse_layers
 
     def named(key: str) -> Any:
         return parse_tensor_type(options[key]) if options[key] else None
 
-    return RecipeOptions(
-        tensor_types=tuple(parse_tensor_type_option(text) for text in options["tensor_type"]),
+    return MixOptions(
+        tensor_types=(
+            *(parse_tensor_type_option(text) for text in options["tensor_type"]),
+            *(one for path in options["tensor_type_file"] for one in read_tensor_type_file(path)),
+        ),
         output_tensor_type=named("output_tensor_type"),
         token_embedding_type=named("token_embedding_type"),
         leave_output_tensor=options["leave_output_tensor"],

@@ -148,18 +148,18 @@ def other_types(
 
 def type_sizes(file: "GgufFile") -> Mapping[str, dict[str, int]]:
     """Return quantization -> tensor -> bytes for the types that this model's rows allow."""
-    from ..quantize.choices import RecipeOptions
+    from ..quantize.choices import MixOptions
     from ..quantize.facts import facts_of
     from ..quantize.file_types import parse_file_type
-    from ..quantize.recipes import plan_types
+    from ..quantize.mixes import plan_types
+    from ..quantize.stock_policy import stock
 
     tensors = list(file.tensors.values())
     sizes = {}
     for name in OTHER_TYPES:
         try:
-            choices = plan_types(
-                facts_of(file.metadata, file.tensors), tensors, parse_file_type(name), RecipeOptions(), False
-            )
+            mix = stock(parse_file_type(name))
+            choices = plan_types(facts_of(file.metadata, file.tensors), tensors, mix, MixOptions(), False)
             sizes[name] = {choice.name: choice.n_bytes for choice in choices}
         except (PlanError, ValueError):
             continue

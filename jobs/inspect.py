@@ -117,16 +117,17 @@ def report_memory(summary: "Summary", kind: str, n_ctx: int) -> dict[str, Any]:
     from ..formats.gguf_file import tensor_bytes
     from ..quantize.facts import facts_of
     from ..quantize.file_types import FILE_TYPES
-    from ..quantize.recipes import choose_types
+    from ..quantize.mixes import choose_types
+    from ..quantize.stock_policy import stock
 
-    kv_bytes = summary.kv_bytes(n_ctx)
+    kv_bytes, tensors = summary.kv_bytes(n_ctx), unquantized(summary)
     rows = []
     for file_type in FILE_TYPES:
         if file_type.qtype is None:
             continue
         try:
             facts = facts_of(summary.metadata, (one.name for one in summary.tensors))
-            choices = choose_types(facts, unquantized(summary), file_type, has_imatrix=file_type.needs_imatrix)
+            choices = choose_types(facts, tensors, stock(file_type), has_imatrix=file_type.needs_imatrix)
         except MoeGgufError:
             continue
         n_bytes = sum(tensor_bytes(choice.shape, choice.qtype) for choice in choices)

@@ -13,10 +13,10 @@ from ..formats.errors import PlanError
 from ..formats.gguf_file import read_gguf, same_file
 from ..formats.source import file_identity
 from ..formats.words import count
-from ..quantize.choices import RecipeOptions
+from ..quantize.choices import MixOptions
 from ..quantize.encode import Encoder, Importance, relative_errors
-from ..quantize.file_types import FileType
 from ..quantize.imatrix import Imatrix, load_imatrix
+from ..quantize.mixes import Mix
 from ..quantize.overrides import KvOverride
 from ..quantize.variants import StoredType, Variant, plan_variants, stored_in_source
 from ..writer.gguf_source import plan_from_gguf
@@ -33,17 +33,21 @@ from .sources import SourceKind, resolve_source
 class Request:
     """What to quantize: a GGUF file, a checkpoint folder, a recipe, or a name of `catalogue`.
 
-    `outfile` is a .gguf file for one type, a folder for any number, None the default; `split_max_size` is bytes a
-    shard, `keep_split` splits as the source is split; `verify` loads each finished file in llama.cpp; `measure` asks
-    for the relative errors per role of tensor.
+    A mix is a choice of types: `stock(parse_file_type("Q4_K_M"))` of moe_gguf.quantize.stock_policy is llama.cpp's, and
+    any other policy may be handed over. `outfile` is a .gguf file for one mix, a folder for any number, None the
+    default; `include_weights` and `exclude_weights` are parts of names of tensors for which the imatrix counts, or does
+    not; `split_max_size` is bytes a shard, `keep_split` splits as the source is split; `verify` loads each finished
+    file in llama.cpp; `measure` asks for the relative errors per role of tensor.
     """
 
     source: str | Path | None
-    types: tuple[FileType, ...]
+    mixes: tuple[Mix, ...]
     catalogue: Path | None = None
     outfile: str | None = None
     imatrix: Path | None = None
-    options: RecipeOptions = field(default_factory=RecipeOptions)
+    include_weights: tuple[str, ...] = ()
+    exclude_weights: tuple[str, ...] = ()
+    options: MixOptions = field(default_factory=MixOptions)
     kv_overrides: tuple[KvOverride, ...] = ()
     split_max_size: int | None = None
     keep_split: bool = False
@@ -100,7 +104,7 @@ class VariantReport:
 
 @dataclass(frozen=True)
 class Report:
-    """A report for each output, in the order of the types; `seconds` is None while nothing was written."""
+    """A report for each output, in the order of the mixes; `seconds` is None while nothing was written."""
 
     outputs: tuple[VariantReport, ...]
     seconds: float | None = None
@@ -156,7 +160,7 @@ class Prepared:
             used = {entry.qtype for entry in output.entries}
             replaced = sorted(qtype.name for qtype in encoder.fallen_back & used) if encoder else None
             errors = relative_errors(encoder, variant.choices) if encoder and encoder.measure else None
-            described = OutputReport(output, variant.file_type.name)
+            described = OutputReport(output, variant.mix.name)
             reports.append(VariantReport(described, variant, None if replaced is None else tuple(replaced), errors))
         return Report(tuple(reports), seconds)
 
@@ -167,9 +171,9 @@ def prepare(request: Request, listener: Listener = SILENT) -> Prepared:
         raise PlanError("--keep-split and --split-max-size exclude each other")
     with stoppable():
         source = _open(request, listener)
-        imatrix = load_imatrix(request.imatrix) if request.imatrix else None
+        imatrix = _imatrix(request)
     plan, variants = plan_variants(
-        source.plan, source.stored, request.types, request.options, imatrix, request.kv_overrides
+        source.plan, source.stored, request.mixes, request.options, imatrix, request.kv_overrides
     )
     if imatrix:
         for choice in (choice for variant in variants for choice in variant.choices if choice.converts):
@@ -263,15 +267,38 @@ def _open(request: Request, listener: Listener) -> _Source:
     return _Source(planned.name, planned.plan, lambda tensor: stored_type(tensor, outtype), planned.folder, planned)
 
 
+def _imatrix(request: Request) -> Imatrix | None:
+    """Load the importance matrix, as far as the request lets it count; None when nothing of it does."""
+    if request.include_weights and request.exclude_weights:
+        raise PlanError("--include-weights and --exclude-weights exclude each other")
+    if request.imatrix is None:
+        if request.include_weights or request.exclude_weights:
+            raise PlanError(
+                "--include-weights and --exclude-weights choose tensors of an importance matrix: add --imatrix"
+            )
+        return None
+    matrix = load_imatrix(request.imatrix).restricted(request.include_weights, request.exclude_weights)
+    return matrix if matrix.values else None
+
+
 def _outputs(request: Request, source: _Source, variants: Sequence[Variant], place: Place) -> list[Output]:
-    label = str(file_identity(request.imatrix)) if request.imatrix else ""
-    paths = [place.path(variant.fields, variant.file_type.name) for variant in variants]
+    label = _label(request)
+    paths = [place.path(variant.fields, variant.mix.name) for variant in variants]
     if request.imatrix and any(same_file(path, request.imatrix) for path in paths):
         raise PlanError(f"{request.imatrix}: the output is the importance matrix; choose another name")
     outputs = [variant.output(path, label) for variant, path in zip(variants, paths, strict=True)]
     if size := request.split_max_size:
         return [split_output(output, size) for output in outputs]
     return [_split_alike(output, source.groups) for output in outputs] if request.keep_split else outputs
+
+
+def _label(request: Request) -> str:
+    """Return what else than the types makes the bytes: an interrupted run goes on only if it is the same."""
+    if not request.imatrix:
+        return ""
+    label = str(file_identity(request.imatrix))
+    chosen = [*(f"+{name}" for name in request.include_weights), *(f"-{name}" for name in request.exclude_weights)]
+    return " ".join((label, *chosen))
 
 
 def _split_alike(output: Output, groups: Sequence[set[str]]) -> Output:

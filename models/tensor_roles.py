@@ -11,7 +11,7 @@ from .tensor_types import Shaped
 
 
 class Role(Enum):
-    """The roles that recipes tell apart; everything else is OTHER and takes the file type's base type."""
+    """The roles that mixes tell apart; everything else is OTHER and takes the file type's base type."""
 
     TOKEN_EMBD = "token embeddings"
     OUTPUT = "output"
@@ -96,7 +96,7 @@ def layer_in(name: str, n_layer: int) -> int:
     """Return the layer number of a tensor that must be in one of the model's layers; PlanError otherwise."""
     i_layer = layer_of(name)
     if i_layer is None:
-        raise PlanError(f"tensor {name} is in no layer, so the recipe has no type for it; give one by --tensor-type")
+        raise PlanError(f"tensor {name} is in no layer, so the mix has no type for it; give one by --tensor-type")
     if not 0 <= i_layer < n_layer:
         raise PlanError(f"tensor {name} is in layer {i_layer}, but the model has {n_layer} layers")
     return i_layer

@@ -3,11 +3,13 @@
 import difflib
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from ..formats.errors import PlanError
+from ..formats.text_files import read_text_file
 
 # Types that hold plain numbers; every other type packs weights in blocks.
 PLAIN_TYPES = frozenset(GGMLQuantizationType[name] for name in ("F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64"))
@@ -55,6 +57,21 @@ def is_quantized(qtype: GGMLQuantizationType) -> bool:
 def row_fits(row_length: int, qtype: GGMLQuantizationType) -> bool:
     """Tell whether rows of `row_length` weights divide into the type's blocks."""
     return row_length % GGML_QUANT_SIZES[qtype][0] == 0
+
+
+def read_tensor_type_file(path: Path) -> list[tuple[str, GGMLQuantizationType]]:
+    """Read a file of PATTERN=TYPE words, between spaces or line breaks, as llama-quantize's --tensor-type-file does.
+
+    Raises PlanError for a word that is none, with its line.
+    """
+    options = []
+    for number, line in enumerate(read_text_file(path).splitlines(), 1):
+        for word in line.split():
+            try:
+                options.append(parse_tensor_type_option(word))
+            except PlanError as error:
+                raise PlanError(f"{path}, line {number}: {error}") from None
+    return options
 
 
 def parse_tensor_type_option(text: str) -> tuple[str, GGMLQuantizationType]:

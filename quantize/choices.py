@@ -1,4 +1,4 @@
-"""What a user asks of a recipe, and what the recipe answers for each tensor."""
+"""What a user asks of a mix, and what the mix answers for each tensor."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from ..formats.gguf_file import tensor_bytes
 
 
 @dataclass(frozen=True)
-class RecipeOptions:
+class MixOptions:
     """What a user can override; `tensor_types` are (unanchored pattern, type), the first match decides.
 
     `keep_order` takes the tensors as they come, as llama.cpp does for --keep-split.

@@ -1,4 +1,4 @@
-"""What a recipe must know of a model: GGUF metadata comes in, a few numbers go out."""
+"""What a mix must know of a model: GGUF metadata comes in, a few numbers go out."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _SEVENTY_B = {("llama", 80), ("llama-embed", 80), ("qwen2", 80), ("deci", 80), (
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The model as a recipe sees it; heads are the first layer's, `n_layer` counts every block of the file."""
+    """The model as a mix sees it; heads are the first layer's, `n_layer` counts every block of the file."""
 
     architecture: str
     n_layer: int

@@ -14,7 +14,7 @@ from ..formats.errors import PlanError
 
 @dataclass(frozen=True)
 class FileType:
-    """A recipe's name, number and base tensor type; `qtype` is None for COPY, which keeps all types."""
+    """A mix's name, number and base tensor type; `qtype` is None for COPY, which keeps all types."""
 
     name: str
     ftype: int

@@ -5,7 +5,7 @@ Values are prepared as llama.cpp's quantizer does (tools/quantize/quantize.cpp, 
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
@@ -38,11 +38,24 @@ class Imatrix:
     datasets: tuple[str, ...] = ()
     n_chunk: int = 0
     warnings: list[str] = field(default_factory=list)
+    left_out: frozenset[str] = frozenset()
 
     @property
     def names(self) -> frozenset[str]:
         """The tensors that it knows."""
         return frozenset(self.values)
+
+    def restricted(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> "Imatrix":
+        """Return the matrix of those tensors alone whose names contain one of `include`, and none of `exclude`.
+
+        Empty `include` takes all, as llama-quantize's --include-weights and --exclude-weights do.
+        """
+        values = {
+            name: value
+            for name, value in self.values.items()
+            if not any(part in name for part in exclude) and (not include or any(part in name for part in include))
+        }
+        return replace(self, values=values, left_out=self.names - frozenset(values))
 
     def for_tensor(self, name: str, shape: Sequence[int]) -> np.ndarray | None:
         """Return float32 [n_expert, row_length] for a tensor of this shape (GGUF order), None when unknown.
@@ -53,7 +66,7 @@ class Imatrix:
         row_length, n_expert = shape[0], shape[2] if len(shape) > 2 else 1
         if values is None:
             # llama.cpp's matrices leave out both by default, so that is nothing to worry about.
-            if name not in ("output.weight", *_EMBEDDINGS):
+            if name not in ("output.weight", *_EMBEDDINGS, *self.left_out):
                 self._warn(f"{self.path}: nothing is known of {name}; its weights count alike")
             return None
         if values.size == row_length * n_expert:

@@ -1,4 +1,4 @@
-"""All variants of a model, planned: a plan and file types come in; per type its tensors' types, fields and output."""
+"""All variants of a model, planned: a plan and mixes come in; per mix its tensors' types, fields and output."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,23 +12,23 @@ from ..formats.gguf_layout import TensorEntry
 from ..models.tensor_types import TensorShape
 from ..writer.partial import Output
 from ..writer.plan import Plan, PlannedTensor
-from .choices import RecipeOptions, TypeChoice
+from .choices import MixOptions, TypeChoice
 from .facts import facts_of
 from .file_types import FileType
 from .imatrix import Imatrix
+from .mixes import Mix, choose_types
 from .output_metadata import quantized_metadata
 from .overrides import KvOverride, apply_kv_overrides
 from .pruning import prune, writing_order
-from .recipes import choose_types
 
 StoredType = Callable[[PlannedTensor], GGMLQuantizationType]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One output: its file type, each tensor's choice in writing order, and its metadata."""
+    """One output: its mix, each tensor's choice in writing order, and its metadata."""
 
-    file_type: FileType
+    mix: Mix
     choices: tuple[TypeChoice, ...]
     fields: Mapping[str, Field]
 
@@ -39,18 +39,18 @@ class Variant:
 
     def output(self, path: Path, label: str) -> Output:
         """Return what is to be written at a path; `label` tells what else makes the bytes (the imatrix)."""
-        return Output(path, self.fields, self.entries, f"quantize {self.file_type.name} {label}")
+        return Output(path, self.fields, self.entries, f"quantize {self.mix.name} {label}")
 
 
 def plan_variants(
     plan: Plan,
     stored: StoredType,
-    file_types: Sequence[FileType],
-    options: RecipeOptions,
+    mixes: Sequence[Mix],
+    options: MixOptions,
     imatrix: Imatrix | None = None,
     kv_overrides: Sequence[KvOverride] = (),
 ) -> tuple[Plan, list[Variant]]:
-    """Return the plan of the tensors that are written (pruned, renamed, in writing order) and a variant per type.
+    """Return the plan of the tensors that are written (pruned, renamed, in writing order) and a variant per mix.
 
     `stored(tensor)` is the type that a tensor has, or would have in the 16-bit GGUF that nobody writes.
     Raises PlanError and ImatrixError for what cannot be planned.
@@ -62,12 +62,12 @@ def plan_variants(
     known = imatrix.names if imatrix else False
     every_override = [*kv_overrides, *(imatrix.metadata_overrides() if imatrix else ())]
     variants = []
-    for file_type in file_types:
-        choices = choose_types(facts, shapes, file_type, options, known)
+    for mix in mixes:
+        choices = choose_types(facts, shapes, mix, options, known)
         fields = quantized_metadata(
-            plan.fields, file_type, shapes, kv_overrides=every_override, n_layer_left=n_layer_left
+            plan.fields, mix.file_type, shapes, kv_overrides=every_override, n_layer_left=n_layer_left
         )
-        variants.append(Variant(file_type, tuple(choices), fields))
+        variants.append(Variant(mix, tuple(choices), fields))
     by_name = {tensor.name: tensor for tensor in plan.tensors}
     tensors = tuple(replace(by_name[choice.source_name], name=choice.name) for choice in variants[0].choices)
     return replace(plan, tensors=tensors), variants

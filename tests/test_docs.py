@@ -3,7 +3,6 @@
 import ast
 import io
 import json
-import os
 import re
 import shlex
 import sys
@@ -217,7 +216,6 @@ def test_the_release_page_leads_to_its_table(in_a_catalogue: Path, monkeypatch: 
     outcome = moe_gguf(*made[1:])
     assert outcome.status == 0, outcome.stderr
     script = next(block for kind, block in FENCE.findall(text_of(page)) if kind == "python")
-    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     printed = io.StringIO()
     monkeypatch.setattr("sys.stdout", printed)
     exec(script, {})
@@ -225,6 +223,17 @@ def test_the_release_page_leads_to_its_table(in_a_catalogue: Path, monkeypatch: 
     assert lines[0] in text_of(page)
     assert [line.split(" | ")[1] for line in lines[2:]] == ["Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"]
     assert lines[2].startswith("| [Bruce-4x1.1M-Q2_K.gguf](./Bruce-4x1.1M-Q2_K.gguf) | Q2_K | 0.00 GB |")
+
+
+def test_the_python_page_runs(in_a_catalogue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = next(block for kind, block in FENCE.findall(text_of(ROOT / "docs" / "python.md")) if kind == "python")
+    assert len([line for line in script.splitlines() if line]) < 15
+    printed = io.StringIO()
+    monkeypatch.setattr("sys.stdout", printed)
+    exec(script, {})
+    lines = printed.getvalue().splitlines()
+    assert "Q4_K_M.gguf" in lines[0] and "bits per weight" in lines[1] and len(lines) > 2
+    assert Path("bruce-BF16.gguf").is_file()
 
 
 def test_the_pages_have_every_family_and_type() -> None:

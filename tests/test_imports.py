@@ -81,6 +81,37 @@ def test_imports_go_down(package: str) -> None:
     assert not wrong
 
 
+def modules_of(package: str) -> dict[str, set[str]]:
+    """Return each module of a package with those of ours that it imports, late and typing-only imports counted."""
+    names = {".".join(("moe_gguf", *path.relative_to(ROOT).with_suffix("").parts)): path for path in SOURCES}
+    names = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    graph = {}
+    for name, path in names.items():
+        if name.split(".")[1] == package:
+            found = {target for _, target in imports(path) if target in names and target != name}
+            graph[name] = found - {name.rpartition(".")[0]}
+    return graph
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_import_leads_back(package: str) -> None:
+    waiting = modules_of(package)
+    while free := {name for name, needs in waiting.items() if not needs & waiting.keys()}:
+        waiting = {name: needs for name, needs in waiting.items() if name not in free}
+    assert not waiting, f"these import each other: {', '.join(sorted(waiting))}"
+
+
+def test_jobs_know_no_terminal() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in SOURCES
+        if path.relative_to(ROOT).parts[0] != "cli"
+        for line, name in imports(path)
+        if name.split(".")[0] == "click"
+    ]
+    assert not wrong
+
+
 def test_our_own_imports_are_relative() -> None:
     wrong = [
         f"{path.relative_to(ROOT)}:{node.lineno}"

@@ -10,12 +10,12 @@ import pytest
 from moe_gguf.formats.gguf_file import read_gguf
 from moe_gguf.jobs.demo import EXPERTS, NAME, QUESTION, TYPES
 from moe_gguf.quantize.file_types import parse_file_type
-from moe_gguf.quantize.oracle import quantize_file
 from moe_gguf.runner.load_options import LoadOptions
 from moe_gguf.runner.model import Model, tokenize
 from moe_gguf.runner.rerouting import rerouted_losses, to_expert
 
 from ..command import moe_gguf
+from ..quantize.oracle import quantize_file
 
 ANSWER = "The capital of France is Paris."
 TEXTS = Path(__file__).parent / "texts"

@@ -14,7 +14,8 @@ from moe_gguf.formats.gguf_fields import field_of
 from moe_gguf.formats.gguf_layout import TensorEntry
 from moe_gguf.quantize.facts import facts_of
 from moe_gguf.quantize.file_types import parse_file_type
-from moe_gguf.quantize.recipes import choose_types
+from moe_gguf.quantize.mixes import choose_types
+from moe_gguf.quantize.stock_policy import stock
 
 from ..checkpoints import Tiny, write_checkpoint
 from ..command import moe_gguf
@@ -84,7 +85,7 @@ def test_the_example_in_the_documents(tmp_path: Path, monkeypatch: pytest.Monkey
     )
     tensors = entries(MIXTRAL_8X7B)
     facts = facts_of({key: field.value for key, field in metadata.items()}, [tensor.name for tensor in tensors])
-    choices = choose_types(facts, tensors, parse_file_type("Q4_K_M"))
+    choices = choose_types(facts, tensors, stock(parse_file_type("Q4_K_M")))
     path = Path("Mixtral-8x7B-Instruct-v0.1-Q4_K_M.gguf")
     write_header_only(path, metadata, [TensorEntry(one.name, one.shape, one.qtype) for one in choices])
     page = (Path(__file__).parent.parent.parent / "docs" / "inspect.md").read_text(encoding="utf-8")

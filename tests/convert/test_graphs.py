@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from moe_gguf.formats.gguf_file import read_gguf
 from moe_gguf.quantize.file_types import parse_file_type
-from moe_gguf.quantize.oracle import quantize_file
 from safetensors.numpy import load_file, save_file
 
 from ..command import convert, moe_gguf
 from ..merge.cases import Case, write_case
 from ..merge.tiny_models import LLAMA3_ROPE, Dense
+from ..quantize.oracle import quantize_file
 
 WIDE = Dense(n_embd=256, n_ff=512, tied=True, rope=tuple(LLAMA3_ROPE.items()))
 TYPES = ("Q2_K", "Q4_K_M", "Q6_K", "IQ4_XS", "Q8_0")

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.quantize.golden_cases import CASES, write_sources
+from tests.quantize.golden_cases import CASES, SAME_OPTIONS, write_sources
 
 GOLDEN = Path(__file__).parents[1] / "quantize" / "golden" / "llama_quantize.json"
 
@@ -19,6 +19,9 @@ def main(binary: Path) -> None:
         write_sources(folder)
         _run(binary, folder, ["f32.gguf", "q8_0.gguf", "Q8_0", "2"])
         hashes = {"sources": {path.name: _hash(path) for path in sorted(folder.iterdir())}, "outputs": {}}
+        for case_name, (options, file_type) in SAME_OPTIONS.items():
+            _run(binary, folder, [*options, "f32.gguf", "out.gguf", file_type, "2"])
+            hashes["outputs"][case_name] = _hash(folder / "out.gguf")
         for case_name, case in CASES.items():
             _run(binary, folder, case.arguments("out.gguf"))
             hashes["outputs"][case_name] = _hash(folder / "out.gguf")

@@ -1,4 +1,4 @@
-"""Writes GGUF files that have a header and no weights: sparse files of any family, for recipes and dry runs."""
+"""Writes GGUF files that have a header and no weights: sparse files of any family, for mixes and dry runs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ _MORE_KEYS: dict[str, dict[str, int | float]] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """A model to be described: the sizes that recipes look at."""
+    """A model to be described: the sizes that mixes look at."""
 
     family: str = "llama"
     n_layer: int = 4

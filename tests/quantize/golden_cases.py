@@ -61,8 +61,21 @@ CASES = {
 }
 
 
+TYPES_FILE = "attn_v=q8_0 blk.1.ffn=q6_k\n\\.0\\.=f16\n"
+IMATRIX = ("--imatrix", "imatrix.gguf")
+# llama-quantize's command lines that `moe-gguf quantize` understands too: options alone, on f32.gguf, and the type.
+SAME_OPTIONS = {
+    "type_file": (("--tensor-type-file", "types.txt"), "Q4_K_S"),
+    "type_file_and_type": (("--tensor-type", "attn_v=q6_k", "--tensor-type-file", "types.txt"), "Q4_K_S"),
+    "include": ((*IMATRIX, "--include-weights", "ffn_down", "--include-weights", "attn_v"), "Q4_K_M"),
+    "exclude": ((*IMATRIX, "--exclude-weights", "ffn", "--exclude-weights", "blk.1.attn_q"), "Q4_K_M"),
+    "exclude_all": ((*IMATRIX, "--exclude-weights", "blk"), "Q4_K_M"),
+}
+
+
 def write_sources(folder: Path) -> None:
     """Write every source that a case names, except q8_0.gguf, which a quantizer makes."""
     for name in ("f32", "f16", "bf16"):
         write_tiny(folder / f"{name}.gguf", qtype=name.upper())
     write_tiny_imatrices(folder)
+    (folder / "types.txt").write_text(TYPES_FILE)

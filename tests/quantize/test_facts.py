@@ -1,4 +1,4 @@
-"""What recipes know of a model."""
+"""What mixes know of a model."""
 
 import pytest
 from gguf import GGMLQuantizationType

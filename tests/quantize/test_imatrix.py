@@ -14,9 +14,9 @@ from moe_gguf.formats.errors import ImatrixError
 from moe_gguf.formats.gguf_file import GgufFile, GgufTensor, read_gguf
 from moe_gguf.quantize import ggml
 from moe_gguf.quantize.imatrix import Imatrix, load_imatrix
-from moe_gguf.quantize.oracle import quantize_file
 from moe_gguf.quantize.overrides import KvOverride
 
+from .oracle import quantize_file
 from .tiny_files import (
     numbers,
     tiny_statistics,

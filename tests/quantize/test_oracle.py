@@ -19,18 +19,19 @@ from gguf import GGMLQuantizationType
 from moe_gguf.formats.errors import EngineError, GgufError, ImatrixError, OutputError, PlanError
 from moe_gguf.formats.gguf_file import read_gguf
 from moe_gguf.models.tensor_types import parse_tensor_type, parse_tensor_type_option
-from moe_gguf.quantize.choices import RecipeOptions
+from moe_gguf.quantize.choices import MixOptions
 from moe_gguf.quantize.facts import facts_of
 from moe_gguf.quantize.file_types import parse_file_type
 from moe_gguf.quantize.imatrix import load_imatrix
-from moe_gguf.quantize.oracle import OracleReport, quantize_file
+from moe_gguf.quantize.mixes import choose_types
 from moe_gguf.quantize.output_metadata import quantized_metadata
 from moe_gguf.quantize.overrides import apply_kv_overrides, parse_kv_override
 from moe_gguf.quantize.pruning import parse_layers
-from moe_gguf.quantize.recipes import choose_types
+from moe_gguf.quantize.stock_policy import stock
 
 from .gguf_headers import Shape, tensors_of, write_header
 from .golden_cases import CASES, GoldenCase, write_sources
+from .oracle import OracleReport, quantize_file
 from .tiny_files import TINY, write_tiny
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "llama_quantize.json").read_text())
@@ -117,7 +118,7 @@ def test_our_plan_and_metadata_are_those_of_the_file(outputs: Callable[[str], Ou
     file_type = parse_file_type(case.file_type)
     overrides = [parse_kv_override(text) for text in case.kv_overrides]
     imatrix = load_imatrix(Path(case.imatrix)) if case.imatrix else None
-    options = RecipeOptions(
+    options = MixOptions(
         tensor_types=[parse_tensor_type_option(text) for text in case.tensor_types],
         output_tensor_type=parse_tensor_type(case.output_tensor_type) if case.output_tensor_type else None,
         token_embedding_type=parse_tensor_type(case.token_embedding_type) if case.token_embedding_type else None,
@@ -129,7 +130,7 @@ def test_our_plan_and_metadata_are_those_of_the_file(outputs: Callable[[str], Ou
     changed = {key: field.value for key, field in apply_kv_overrides(source.fields, overrides).items()}
     facts = facts_of(changed, source.tensors)
     names = imatrix.names if imatrix else False
-    choices = choose_types(facts, list(source.tensors.values()), file_type, options, names)
+    choices = choose_types(facts, list(source.tensors.values()), stock(file_type), options, names)
     assert [(c.name, c.qtype, c.n_bytes) for c in choices] == [
         (tensor.name, tensor.qtype, tensor.n_bytes) for tensor in written.tensors.values()
     ]
@@ -256,7 +257,7 @@ def test_ctrl_c_ends_the_quantizer_and_leaves_nothing(sources: Path, tmp_path: P
 def test_no_quantizer_outlives_its_parent(tmp_path: Path, how: str) -> None:
     source = write_header(tmp_path / "large.gguf", Shape(n_layer=8, n_expert=8, n_embd=2048, n_ff=8192))
     program = (
-        "import sys; from pathlib import Path; from moe_gguf.quantize.oracle import quantize_file\n"
+        "import sys; from pathlib import Path; from tests.quantize.oracle import quantize_file\n"
         "say = lambda *event: print(event[0], flush=True)\n"
         "quantize_file(Path(sys.argv[1]), Path(sys.argv[2]), 'Q3_K_M', n_threads=1, on_tensor=say)\n"
     )
@@ -265,6 +266,7 @@ def test_no_quantizer_outlives_its_parent(tmp_path: Path, how: str) -> None:
         [sys.executable, "-c", program, str(source), str(target)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
         start_new_session=True,
     )
     assert parent.stdout is not None

@@ -10,11 +10,11 @@ import pytest
 from moe_gguf.formats.gguf_file import read_gguf
 from moe_gguf.quantize.file_types import parse_file_type
 from moe_gguf.quantize.imatrix import load_imatrix
-from moe_gguf.quantize.oracle import quantize_file
 from moe_gguf.quantize.overrides import parse_kv_override
 
 from ..checkpoints import Tiny, write_checkpoint
 from ..command import convert, moe_gguf
+from .oracle import quantize_file
 from .tiny_files import numbers, write_imatrix
 
 WIDE = Tiny(n_layer=2, n_embd=256, n_ff=512, n_head=4, n_head_kv=2, n_expert=3)

@@ -13,15 +13,16 @@ from hypothesis import strategies as st
 from moe_gguf.formats.errors import PlanError
 from moe_gguf.formats.gguf_file import GgufFile, read_gguf
 from moe_gguf.models.tensor_types import TensorShape
-from moe_gguf.quantize.choices import RecipeOptions, TypeChoice
+from moe_gguf.quantize.choices import MixOptions, TypeChoice
 from moe_gguf.quantize.facts import ModelFacts, facts_of
 from moe_gguf.quantize.file_types import FILE_TYPES, FileType, parse_file_type
+from moe_gguf.quantize.mixes import choose_types, plan_types
 from moe_gguf.quantize.overrides import KvOverride, apply_kv_overrides
-from moe_gguf.quantize.recipes import choose_types, plan_types
 from moe_gguf.quantize.refusals import needs_imatrix
-from moe_gguf.quantize.stock import StockJob, StockLog, run_stock
+from moe_gguf.quantize.stock_policy import stock
 
 from .gguf_headers import Shape, tensors_of, write_header
+from .stock import StockJob, StockLog, run_stock
 
 T = GGMLQuantizationType
 
@@ -48,7 +49,7 @@ SHAPES = (
 SOME_IMATRIX = {"blk.0.ffn_up_exps.weight": np.ones(8, np.float32)}
 
 
-def dry_run(path: Path, file_type: FileType, options: RecipeOptions, has_imatrix: bool, **more: object) -> StockLog:
+def dry_run(path: Path, file_type: FileType, options: MixOptions, has_imatrix: bool, **more: object) -> StockLog:
     """Ask llama.cpp what it would do."""
     job = StockJob(
         source=str(path),
@@ -70,7 +71,7 @@ def dry_run(path: Path, file_type: FileType, options: RecipeOptions, has_imatrix
 
 
 def compare(
-    file: GgufFile, facts: ModelFacts, file_type: FileType, options: RecipeOptions, has_imatrix: bool
+    file: GgufFile, facts: ModelFacts, file_type: FileType, options: MixOptions, has_imatrix: bool
 ) -> list[TypeChoice]:
     """Assert that both choose the same: types, order, fallbacks, sizes, the need of a matrix, and refusals."""
     theirs = dry_run(file.path, file_type, options, has_imatrix)
@@ -78,9 +79,9 @@ def compare(
     if theirs.error:
         assert "no tensor type fallback" in theirs.error
         with pytest.raises(PlanError, match="nothing replaces that type"):
-            plan_types(facts, tensors, file_type, options, has_imatrix)
+            plan_types(facts, tensors, stock(file_type), options, has_imatrix)
         return []
-    ours = plan_types(facts, tensors, file_type, options, has_imatrix)
+    ours = plan_types(facts, tensors, stock(file_type), options, has_imatrix)
     assert [(c.name, c.qtype) for c in ours] == [(t.name, t.qtype) for t in theirs.tensors]
     assert {c.name: c.wanted for c in ours if c.fell_back} == theirs.fallbacks
     if not has_imatrix:
@@ -93,7 +94,7 @@ def compare_all(path: Path, shape: Shape) -> int:
     file = read_gguf(write_header(path, shape))
     facts = facts_of(file.metadata, file.tensors)
     plans = [
-        compare(file, facts, file_type, RecipeOptions(), has_imatrix)
+        compare(file, facts, file_type, MixOptions(), has_imatrix)
         for file_type, has_imatrix in product(FILE_TYPES, (False, True))
     ]
     return len(plans)
@@ -154,20 +155,20 @@ def test_names_with_rules_of_their_own(tmp_path: Path, family: str) -> None:
     file = read_gguf(write_header(tmp_path / "header.gguf", shape, tensors))
     facts = facts_of(file.metadata, file.tensors)
     for type_name, has_imatrix in product(SOME_TYPES, (False, True)):
-        options = RecipeOptions(tensor_types=((r"^xblk.*ffn_", T.Q8_0),))
+        options = MixOptions(tensor_types=((r"^xblk.*ffn_", T.Q8_0),))
         assert compare(file, facts, parse_file_type(type_name), options, has_imatrix)
 
 
 OPTIONS = {
-    "pure": RecipeOptions(pure=True),
-    "leave": RecipeOptions(leave_output_tensor=True),
-    "output": RecipeOptions(output_tensor_type=T.F32),
-    "embedding": RecipeOptions(token_embedding_type=T.Q4_0),
-    "pattern": RecipeOptions(tensor_types=((r"ffn_(up|gate)", T.IQ4_NL), ("attn_v", T.BF16), ("attn", T.Q6_K))),
-    "skips a counter": RecipeOptions(tensor_types=((r"blk\.[0-2]\.attn_v", T.Q8_0),)),
-    "names the output": RecipeOptions(tensor_types=(("output", T.Q3_K), ("token", T.F16)), output_tensor_type=T.Q8_0),
-    "pruned": RecipeOptions(prune_layers=(0, 3, 4)),
-    "everything": RecipeOptions(
+    "pure": MixOptions(pure=True),
+    "leave": MixOptions(leave_output_tensor=True),
+    "output": MixOptions(output_tensor_type=T.F32),
+    "embedding": MixOptions(token_embedding_type=T.Q4_0),
+    "pattern": MixOptions(tensor_types=((r"ffn_(up|gate)", T.IQ4_NL), ("attn_v", T.BF16), ("attn", T.Q6_K))),
+    "skips a counter": MixOptions(tensor_types=((r"blk\.[0-2]\.attn_v", T.Q8_0),)),
+    "names the output": MixOptions(tensor_types=(("output", T.Q3_K), ("token", T.F16)), output_tensor_type=T.Q8_0),
+    "pruned": MixOptions(prune_layers=(0, 3, 4)),
+    "everything": MixOptions(
         tensor_types=(("down", T.Q5_1),), output_tensor_type=T.Q8_0, token_embedding_type=T.Q8_0, prune_layers=(2,)
     ),
 }
@@ -188,7 +189,7 @@ def test_a_quantized_source_is_planned_like_any_other(tmp_path: Path) -> None:
     file = read_gguf(write_header(tmp_path / "header.gguf", shape, tensors_of(shape, T.Q8_0)))
     facts = facts_of(file.metadata, file.tensors)
     for type_name in SOME_TYPES:
-        assert compare(file, facts, parse_file_type(type_name), RecipeOptions(), has_imatrix=True)
+        assert compare(file, facts, parse_file_type(type_name), MixOptions(), has_imatrix=True)
 
 
 def test_shards_keep_their_order(tmp_path: Path) -> None:
@@ -201,18 +202,18 @@ def test_shards_keep_their_order(tmp_path: Path) -> None:
     file = read_gguf(tmp_path / "model-00001-of-00002.gguf")
     facts = facts_of(file.metadata, file.tensors)
     for type_name, keep_order in product(SOME_TYPES, (False, True)):
-        chosen = compare(file, facts, parse_file_type(type_name), RecipeOptions(keep_order=keep_order), True)
+        chosen = compare(file, facts, parse_file_type(type_name), MixOptions(keep_order=keep_order), True)
         assert (chosen[0].name == tensors[0].name) == keep_order
 
 
-def test_an_override_of_the_experts_changes_the_recipe(tmp_path: Path) -> None:
+def test_an_override_of_the_experts_changes_the_mix(tmp_path: Path) -> None:
     file = read_gguf(write_header(tmp_path / "header.gguf", Shape(n_expert=4)))
     overrides = [KvOverride("llama.expert_count", 8)]
     fields = apply_kv_overrides(file.fields, overrides)
     facts = facts_of({key: field.value for key, field in fields.items()}, file.tensors)
     file_type = parse_file_type("Q4_K_M")
-    theirs = dry_run(file.path, file_type, RecipeOptions(), False, kv_overrides=overrides)
-    ours = choose_types(facts, list(file.tensors.values()), file_type)
+    theirs = dry_run(file.path, file_type, MixOptions(), False, kv_overrides=overrides)
+    ours = choose_types(facts, list(file.tensors.values()), stock(file_type))
     assert {c.name: c.qtype for c in ours} == {t.name: t.qtype for t in theirs.tensors}
     assert {c.qtype for c in ours if "attn_k.weight" in c.name} == {T.Q8_0}
 
@@ -228,7 +229,7 @@ SHAPE_STRATEGY = st.builds(
     tied=st.booleans(),
 )
 OPTION_STRATEGY = st.builds(
-    RecipeOptions,
+    MixOptions,
     tensor_types=st.lists(
         st.tuples(
             st.sampled_from(("attn", r"blk\.[13]\.", "ffn_down", "token", "^output", "exps", "shexp", "kv_")),
@@ -247,7 +248,7 @@ OPTION_STRATEGY = st.builds(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(SHAPE_STRATEGY, OPTION_STRATEGY, st.sampled_from(FILE_TYPES), st.booleans())
 def test_any_options_on_any_model(
-    tmp_path: Path, shape: Shape, options: RecipeOptions, file_type: FileType, has_imatrix: bool
+    tmp_path: Path, shape: Shape, options: MixOptions, file_type: FileType, has_imatrix: bool
 ) -> None:
     if len(options.prune_layers) >= shape.n_layer:
         options = replace(options, prune_layers=())
@@ -257,7 +258,7 @@ def test_any_options_on_any_model(
 
 def test_every_choice_has_a_reason_and_an_exact_size() -> None:
     facts = ModelFacts("llama", 4, 8, 2, 4, tied=False)
-    choices = {c.name: c for c in choose_types(facts, tensors_of(Shape(n_embd=576)), parse_file_type("Q4_K_M"))}
+    choices = {c.name: c for c in choose_types(facts, tensors_of(Shape(n_embd=576)), stock(parse_file_type("Q4_K_M")))}
     assert choices["blk.0.ffn_gate_inp.weight"].reason == "kept: router"
     assert choices["blk.0.attn_norm.weight"].reason == "kept: not a matrix"
     value = choices["blk.0.attn_v.weight"]
@@ -279,5 +280,5 @@ def test_sizes_of_files_that_were_published(n_expert: int, type_name: str) -> No
     """Files of Mixtral's shape, in GB; their headers take less than 0.01 GB."""
     shape = Shape(n_layer=32, n_expert=n_expert, n_head=32, n_head_kv=8, n_embd=4096, n_ff=14336, n_vocab=32000)
     facts = ModelFacts("llama", 32, 32, 8, n_expert, tied=False)
-    choices = choose_types(facts, tensors_of(shape), parse_file_type(type_name))
+    choices = choose_types(facts, tensors_of(shape), stock(parse_file_type(type_name)))
     assert sum(choice.n_bytes for choice in choices) / 1e9 == pytest.approx(PUBLISHED[n_expert][type_name], abs=0.01)

@@ -19,12 +19,12 @@ from typing import IO, Any
 
 import numpy as np
 from gguf import GGMLQuantizationType
+from moe_gguf.formats.errors import EngineError, GgufError, ImatrixError, MoeGgufError, OutputError, PlanError
+from moe_gguf.formats.gguf_file import SPLIT_NAME, tensor_bytes
+from moe_gguf.quantize.file_types import FileType, parse_file_type
+from moe_gguf.quantize.imatrix import Imatrix
+from moe_gguf.quantize.overrides import KvOverride
 
-from ..formats.errors import EngineError, GgufError, ImatrixError, MoeGgufError, OutputError, PlanError
-from ..formats.gguf_file import SPLIT_NAME, tensor_bytes
-from .file_types import FileType, parse_file_type
-from .imatrix import Imatrix
-from .overrides import KvOverride
 from .stock import OnTensor, StockJob, StockLog, StockTensor, run_stock
 
 
@@ -120,7 +120,7 @@ def run_in_process(job: StockJob, on_tensor: OnTensor | None = None) -> StockLog
     Raises EngineError when llama.cpp ended the process, with its last words.
     """
     command = [sys.executable, "-c", f"from {__name__} import serve; serve()"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     worker = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
     )
@@ -161,7 +161,7 @@ def serve() -> None:
     def tell(message: Mapping[str, Any]) -> None:
         channel.write(json.dumps(message) + "\n")
 
-    job = pickle.load(sys.stdin.buffer)  # noqa: S301 (from our own parent process)
+    job = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         log = run_stock(job, lambda *event: tell({"tensor": event}))

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType
-
-from ..formats.llamacpp import listening, llama
-from .overrides import KvOverride
+from moe_gguf.formats.llamacpp import listening, llama
+from moe_gguf.quantize.overrides import KvOverride
 
 OnTensor = Callable[[int, int, str, str], None]
 

@@ -30,7 +30,7 @@ Rule = tuple[Condition, GGMLQuantizationType]
 
 
 @dataclass(frozen=True)
-class Mixture:
+class StockMix:
     """The rules of one file type by role; `lowest` marks the codebook types below 3 bits, which have their own."""
 
     output: tuple[Rule, ...] = ()
@@ -124,9 +124,9 @@ _EIGHT_Q5_K: Rule = (eight_experts, _T.Q5_K)
 _SHARED_Q4_K: Rule = (shared_heads, _T.Q4_K)
 
 
-def _lowest(base: GGMLQuantizationType, attn_output: tuple[Rule, ...] = ()) -> Mixture:
+def _lowest(base: GGMLQuantizationType, attn_output: tuple[Rule, ...] = ()) -> StockMix:
     """Return the mixture of a codebook type below 3 bits: sensitive tensors in `base`, the next better type."""
-    return Mixture(
+    return StockMix(
         output=((always, _T.Q5_K),),
         token_embd=((always, base),),
         attn_k=((eight_experts, _T.Q4_K),),
@@ -137,49 +137,49 @@ def _lowest(base: GGMLQuantizationType, attn_output: tuple[Rule, ...] = ()) -> M
     )
 
 
-_NON_LINEAR_4 = Mixture(
+_NON_LINEAR_4 = StockMix(
     attn_v=((shared_heads, _T.Q5_K),),
     attn_output=(_EIGHT_Q5_K,),
     ffn_down=((both(first_eighth, no_imatrix), _T.Q5_K),),
 )
 
-_TERNARY = Mixture(token_embd=((always, _T.Q4_K),))
+_TERNARY = StockMix(token_embd=((always, _T.Q4_K),))
 
-MIXTURES: dict[str, Mixture] = {
-    "Q5_K_M": Mixture(attn_v=((more_bits, _T.Q6_K),), ffn_down=((more_bits, _T.Q6_K),)),
-    "Q5_0": Mixture(ffn_down=((both(first_eighth, with_imatrix), _T.Q5_1),)),
-    "Q4_K_M": Mixture(
+STOCK_MIXES: dict[str, StockMix] = {
+    "Q5_K_M": StockMix(attn_v=((more_bits, _T.Q6_K),), ffn_down=((more_bits, _T.Q6_K),)),
+    "Q5_0": StockMix(ffn_down=((both(first_eighth, with_imatrix), _T.Q5_1),)),
+    "Q4_K_M": StockMix(
         attn_v=((more_bits, _T.Q6_K),),
         attn_output=(_EIGHT_Q5_K,),
         ffn_down=((more_bits, _T.Q6_K),),
     ),
-    "Q4_K_S": Mixture(
+    "Q4_K_S": StockMix(
         attn_v=((first_four, _T.Q5_K),),
         attn_output=(_EIGHT_Q5_K,),
         ffn_down=((first_eighth, _T.Q5_K),),
     ),
-    "Q4_0": Mixture(ffn_down=((both(first_eighth, with_imatrix), _T.Q4_1),)),
+    "Q4_0": StockMix(ffn_down=((both(first_eighth, with_imatrix), _T.Q4_1),)),
     "IQ4_NL": _NON_LINEAR_4,
     "IQ4_XS": _NON_LINEAR_4,
-    "Q3_K_L": Mixture(
+    "Q3_K_L": StockMix(
         attn_v=((always, _T.Q5_K),),
         # Eight experts keep the base type here: llama.cpp's list of exceptions leaves this file type out.
         attn_output=((eight_experts, _T.Q3_K), (always, _T.Q5_K)),
         ffn_down=((always, _T.Q5_K),),
     ),
-    "Q3_K_M": Mixture(
+    "Q3_K_M": StockMix(
         attn_v=((first_two, _T.Q5_K), (always, _T.Q4_K)),
         attn_output=(_EIGHT_Q5_K, (always, _T.Q4_K)),
         ffn_down=((first_sixteenth, _T.Q5_K), (always, _T.Q4_K)),
     ),
-    "Q3_K_S": Mixture(attn_output=(_EIGHT_Q5_K,)),
-    "IQ3_M": Mixture(
+    "Q3_K_S": StockMix(attn_output=(_EIGHT_Q5_K,)),
+    "IQ3_M": StockMix(
         attn_v=((always, _T.Q4_K),),
         attn_output=(_EIGHT_Q5_K, (always, _T.Q4_K)),
         ffn_down=((either(first_eighth, both(eight_experts, more_bits)), _T.Q4_K),),
     ),
-    "IQ3_S": Mixture(attn_v=(_SHARED_Q4_K,), attn_output=(_EIGHT_Q5_K,)),
-    "IQ3_XS": Mixture(
+    "IQ3_S": StockMix(attn_v=(_SHARED_Q4_K,), attn_output=(_EIGHT_Q5_K,)),
+    "IQ3_XS": StockMix(
         attn_q=((always, _T.IQ3_XXS),),
         attn_k=((always, _T.IQ3_XXS),),
         attn_v=(_SHARED_Q4_K,),
@@ -187,7 +187,7 @@ MIXTURES: dict[str, Mixture] = {
         ffn_gate=((middle, _T.IQ3_XXS),),
         ffn_up=((middle, _T.IQ3_XXS),),
     ),
-    "IQ3_XXS": Mixture(
+    "IQ3_XXS": StockMix(
         output=((always, _T.Q5_K),),
         token_embd=((always, _T.IQ3_S),),
         attn_q=((always, _T.IQ2_S),),
@@ -196,12 +196,12 @@ MIXTURES: dict[str, Mixture] = {
         attn_output=(_EIGHT_Q5_K, (always, _T.IQ3_S)),
         ffn_down=((both(first_eighth, no_imatrix), _T.Q4_K), (no_imatrix, _T.Q3_K)),
     ),
-    "Q2_K": Mixture(
+    "Q2_K": StockMix(
         attn_v=(_SHARED_Q4_K, (always, _T.Q3_K)),
         attn_output=(_EIGHT_Q5_K, (always, _T.Q3_K)),
         ffn_down=((always, _T.Q3_K),),
     ),
-    "Q2_K_S": Mixture(attn_v=(_SHARED_Q4_K,), ffn_down=((first_eighth, _T.Q4_K),)),
+    "Q2_K_S": StockMix(attn_v=(_SHARED_Q4_K,), ffn_down=((first_eighth, _T.Q4_K),)),
     "IQ2_M": _lowest(_T.IQ3_S, attn_output=((always, _T.IQ3_S),)),
     "IQ2_S": _lowest(_T.IQ3_S, attn_output=((always, _T.IQ3_S),)),
     "IQ2_XS": _lowest(_T.Q2_K),
@@ -223,9 +223,9 @@ _FALCON_FFN_DOWN: dict[str, tuple[Rule, ...]] = {
 }
 
 
-def mixture_of(file_type: str, architecture: str) -> Mixture:
+def stock_mix_of(file_type: str, architecture: str) -> StockMix:
     """Return the mixture of a file type; types without one put the base type everywhere."""
-    mixture = MIXTURES.get(file_type, Mixture())
+    mixture = STOCK_MIXES.get(file_type, StockMix())
     if architecture != "falcon":
         return mixture
     changed = replace(mixture, ffn_down=_FALCON_FFN_DOWN.get(file_type, mixture.ffn_down))
