@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ..formats.text_files import plain_text, read_text_file
+from ..formats.text_files import read_message_file, whole_text
 from .answers import AnswerPrinter, speed_line, tolerate_any_text
 from .loading import load_request, loading_options
 from .models import MODEL, catalogue_path
@@ -110,7 +110,7 @@ def read_prompt(prompt: str | None, prompt_file: str | None, escape: bool) -> st
     if prompt is not None:
         return unescape(prompt) if escape else prompt
     if prompt_file is not None:
-        return read_text_file(prompt_file).removesuffix("\n")
+        return read_message_file(prompt_file).removesuffix("\n")
     if sys.stdin.isatty():
         raise click.UsageError("no prompt: give -p/--prompt, -f/--file, or pipe one in")
-    return plain_text(sys.stdin.read()).removesuffix("\n")
+    return whole_text(sys.stdin, "standard input").removesuffix("\n")

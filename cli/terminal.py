@@ -93,7 +93,7 @@ def format_count(number: float) -> str:
     return f"{number:.{digits}f} {unit}".rstrip()
 
 
-def progress(total: int, description: str, unit: str = "B", delay: float = 0) -> Any:
+def progress(total: int, description: str, unit: str = "B", delay: float = 0, leave: bool = True) -> Any:
     """Return a tqdm bar on stderr over `total` units (bytes are scaled), shown after `delay` seconds; none with -q."""
     from tqdm import tqdm
 
@@ -106,4 +106,5 @@ def progress(total: int, description: str, unit: str = "B", delay: float = 0) ->
         disable=True if level() < 0 or sys.stderr is None else None,
         dynamic_ncols=True,
         delay=delay,
+        leave=leave,
     )

@@ -28,6 +28,7 @@ class Request:
     n_predict: int = -1
     stops: tuple[str, ...] = ()
     system: str = ""
+    cache_prompt: bool = True
 
 
 @dataclass(frozen=True)
@@ -60,4 +61,6 @@ def opened_session(prepared: Prepared, listener: Listener = SILENT) -> "Iterator
         recommended = with_recommended(request.sampling, engine.model.file.metadata)
         if recommended.note:
             listener.say(f"({recommended.note})")
-        yield Session(engine, recommended.sampling, request.n_predict, request.stops, request.system, chat=chat)
+        session = Session(engine, recommended.sampling, request.n_predict, request.stops, request.system, chat=chat)
+        session.reuse_cache = request.cache_prompt
+        yield session

@@ -14,6 +14,7 @@ from .sources import resolve_gguf
 if TYPE_CHECKING:
     from ..runner.engine import Engine
     from ..runner.generation import Piece, Speed
+    from ..runner.templates.thinking import ThoughtStream
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,13 @@ class Report:
 
     @property
     def text(self) -> str:
-        """The whole answer."""
+        """The whole answer, without thoughts that were told from it."""
         return "".join(piece.text for piece in self.pieces)
+
+    @property
+    def reasoning_content(self) -> str:
+        """The thoughts before the answer."""
+        return "".join(piece.thought for piece in self.pieces)
 
     def as_json(self) -> dict[str, Any]:
         """Return what `generate --json` prints; docs/generate.md describes it."""
@@ -74,6 +80,8 @@ class Report:
             "tokens": list(self.tokens),
             "speed": speed_report(self.speed),
         }
+        if self.reasoning_content:
+            report["reasoning_content"] = self.reasoning_content
         if self.n_logprobs is not None:
             logprobs = (piece.logprob for piece in self.pieces if piece.logprob)
             report["logprobs"] = [
@@ -114,7 +122,7 @@ def answer(
     from ..runner.recommended import with_recommended
     from ..runner.templates.endings import stops_of
 
-    tokens, settings = prompt_of(engine, request, listener)
+    tokens, thoughts, settings = prompt_of(engine, request, listener)
     found = stops_of(engine.model, request.stops)
     settings |= {"stops": found.texts, "stop_tokens": found.tokens}
     settings |= {"n_predict": request.n_predict, "n_logprobs": request.n_logprobs}
@@ -126,7 +134,7 @@ def answer(
     finish = None
     with on_interrupt(engine.cancel):
         try:
-            for piece in pieces_of(engine, generation):
+            for piece in thoughts.separated(pieces_of(engine, generation)):
                 pieces.append(piece)
                 if on_piece:
                     on_piece(piece)
@@ -145,13 +153,16 @@ def answer(
     )
 
 
-def prompt_of(engine: "Engine", request: Request, listener: Listener = SILENT) -> tuple[list[int], dict[str, Any]]:
-    """Return the prompt's tokens, raw or through the chat template, and how an answer to it ends, for `begin`."""
+def prompt_of(
+    engine: "Engine", request: Request, listener: Listener = SILENT
+) -> "tuple[list[int], ThoughtStream, dict[str, Any]]":
+    """Return the prompt's tokens, raw or through the chat template, how thoughts are told, and settings for `begin`."""
     from ..runner.templates.chat_format import chat_format, continued
     from ..runner.templates.message import Message
+    from ..runner.templates.thinking import ThoughtStream
 
     if not request.chat and request.system is None:
-        return continued(engine.model, request.prompt), {}
+        return continued(engine.model, request.prompt), ThoughtStream(None), {}
     chat = chat_format(engine.model, request.template)
     if not chat.template.chosen:
         listener.warn("the model has no chat template; ChatML is used")
@@ -161,7 +172,7 @@ def prompt_of(engine: "Engine", request: Request, listener: Listener = SILENT) -
         listener.warn(remark)
     if chat.endings.note:
         listener.say(chat.endings.note)
-    return chat.tokens(rendered), {"endings": chat.endings}
+    return chat.tokens(rendered), chat.thoughts(rendered), {"endings": chat.endings, "spelled": chat.spelled}
 
 
 def speed_report(speed: "Speed") -> dict[str, Any]:

@@ -3,26 +3,27 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..formats.errors import EngineError
 from .templates.chat_format import ChatFormat
 from .templates.message import Json, Message, message_from_json, message_to_json
+from .templates.thinking import ThoughtStream
 
 
 @dataclass(frozen=True)
 class Prompt:
     """A rendered conversation: its tokens, the messages in it, and how many old ones were left out.
 
-    `remarks` says what the template made the program change, or lost; `thinking` that the answer begins with thoughts.
+    `remarks` says what the template made the program change, or lost; `thoughts` tells thoughts from its answer.
     """
 
     tokens: tuple[int, ...]
     messages: tuple[Message, ...]
     n_dropped: int
     remarks: tuple[str, ...] = ()
-    thinking: bool = False
+    thoughts: ThoughtStream = field(default_factory=lambda: ThoughtStream(None))
 
 
 def prompt_of(
@@ -47,7 +48,7 @@ def prompt_of(
         if len(tokens) + n_answer <= n_ctx:
             remarks = (*rendered.notes, *rendered.lost)
             n_dropped = len(messages) - len(kept)
-            return Prompt(tuple(tokens), tuple(kept), n_dropped, remarks, chat.begins_thinking(rendered))
+            return Prompt(tuple(tokens), tuple(kept), n_dropped, remarks, chat.thoughts(rendered))
         shorter = without_oldest_turn(kept)
         if shorter is None:
             raise EngineError(

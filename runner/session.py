@@ -68,13 +68,9 @@ class Session:
             self.last, thoughts = self._begin(sampling or self.sampling)
             read_prompt(self.engine, self.last, self.on_prompt)
             while self.last.finish is None:
-                for piece in advance(self.engine, [self.last]):
-                    heard = thoughts.push(piece.text)
-                    if piece.finish:
-                        rest = thoughts.flush()
-                        heard = replace(heard, thought=heard.thought + rest.thought, said=heard.said + rest.said)
-                    text, thought = text + heard.said, thought + heard.thought
-                    yield replace(piece, text=heard.said, thought=heard.thought)
+                for piece in thoughts.separated(advance(self.engine, [self.last])):
+                    text, thought = text + piece.text, thought + piece.thought
+                    yield piece
         except Cancelled:
             if self.last and thoughts:
                 first, rest = thoughts.push(self.last.stream.flush()), thoughts.flush()
@@ -123,10 +119,9 @@ class Session:
             stops=stops.texts,
             stop_tokens=stops.tokens,
             endings=chat.endings,
-            spelled=chat.spelled if chat.separates_thoughts else frozenset(),
+            spelled=chat.spelled,
         )
-        tags = chat.tags if chat.separates_thoughts else None
-        return generation, ThoughtStream(tags, inside=prompt.thinking)
+        return generation, prompt.thoughts
 
     def _remember(self, text: str, thought: str) -> None:
         """Add an answer to the history; take back a question that got none."""

@@ -13,7 +13,7 @@ from .endings import Endings, endings_of, is_special
 from .message import Json, Message
 from .render import Rendered, render
 from .source import Template, choose_template
-from .thinking import Tags, begins_thinking, tags_of
+from .thinking import Tags, ThoughtStream, begins_thinking, tags_of
 from .wants import THINKING_SWITCHES
 
 # transformers gives a template every special token that the tokenizer names.
@@ -70,7 +70,7 @@ class ChatFormat:
     @property
     def spelled(self) -> frozenset[int]:
         """Control tokens that are shown as text all the same: the tags of thoughts, which would vanish otherwise."""
-        if self.tags is None:
+        if self.tags is None or not self.separates_thoughts:
             return frozenset()
         tokens = [
             token
@@ -104,6 +104,12 @@ class ChatFormat:
     def begins_thinking(self, rendered: Rendered) -> bool:
         """Tell whether an answer to this prompt begins inside of thoughts."""
         return self.tags is not None and begins_thinking(rendered.text, self.tags)
+
+    def thoughts(self, rendered: Rendered) -> ThoughtStream:
+        """Return what tells thoughts from the answer to this prompt."""
+        if not self.separates_thoughts:
+            return ThoughtStream(None)
+        return ThoughtStream(self.tags, inside=self.begins_thinking(rendered))
 
 
 def chat_format(model: Model, options: TemplateOptions | None = None) -> ChatFormat:

@@ -1,13 +1,17 @@
 """An answer's text in, its thoughts and what it says out, by the tags that a template puts around thoughts."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ...formats.errors import EngineError
 from ..streaming import overlap
 from .message import Json
 from .source import Template
+
+if TYPE_CHECKING:
+    from ..generation import Piece
 
 QUESTION, THOUGHT, ANSWER = "PROBE-QUESTION", "PROBE-THOUGHT", "PROBE-ANSWER"
 TAG = r"<[^<>\s]+>|\[/?[A-Z]+\]"
@@ -92,6 +96,13 @@ class ThoughtStream:
         """Return what is held back when nothing more comes."""
         held, self._held = self._held, ""
         return Heard(thought=held) if self._state == "thought" else Heard(said=held)
+
+    def separated(self, pieces: "Iterable[Piece]") -> "Iterator[Piece]":
+        """Yield an answer's pieces with their text parted into `text` and `thought`."""
+        for piece in pieces:
+            heard = self.push(piece.text)
+            rest = self.flush() if piece.finish else Heard()
+            yield replace(piece, text=heard.said + rest.said, thought=heard.thought + rest.thought)
 
     def _look_for_start(self) -> None:
         assert self.tags

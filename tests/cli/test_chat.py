@@ -44,10 +44,14 @@ def test_each_line_is_a_message(chat) -> None:
     assert "Tiny, 1 threads, context of 512 tokens" in outcome.stderr
 
 
-def test_a_backslash_continues_a_line(chat, tmp_path: Path) -> None:
-    chat("the cat\\", "and the hat", f"/save {tmp_path}/c.json")
-    messages = json.loads((tmp_path / "c.json").read_text())["messages"]
-    assert messages[0] == {"role": "user", "content": "the cat\nand the hat"}
+def said(path: Path) -> list[str]:
+    """Return what the user said in a saved conversation."""
+    return [each["content"] for each in json.loads(path.read_text())["messages"] if each["role"] == "user"]
+
+
+def test_a_final_backslash_is_content_and_quotes_hold_several_lines(chat, tmp_path: Path) -> None:
+    chat("C:\\", '"""the cat', "/help", 'and the hat"""', '"""an ant"""', f"/save {tmp_path}/c.json", '"""a', "tan")
+    assert said(tmp_path / "c.json") == ["C:\\", "the cat\n/help\nand the hat", "an ant"]
 
 
 def test_commands(chat, tmp_path: Path) -> None:
@@ -59,7 +63,7 @@ def test_commands(chat, tmp_path: Path) -> None:
     )
     assert outcome.status == 0
     for text in (
-        "/help          show this",
+        "/help, /?           show this",
         "there is nothing to answer yet",
         "(no system message)",
         "a new conversation with this system message",
@@ -81,7 +85,7 @@ def test_commands(chat, tmp_path: Path) -> None:
 def test_a_full_context_drops_the_oldest_and_says_so(chat) -> None:
     outcome = chat(*["the cat and the hat in a land " * 2] * 14)
     assert outcome.status == 0 and outcome.stderr.count("[6 tokens, ") == 14
-    assert "oldest messages no longer fit into the context and were dropped)" in outcome.stderr
+    assert "oldest messages no longer fit into the context and are left out from here on; /save keeps" in outcome.stderr
 
 
 def test_a_message_that_is_too_long_does_not_end_the_chat(chat) -> None:
