@@ -11,10 +11,13 @@ from gguf.constants import GGUFValueType
 from ..formats.checkpoint import Checkpoint
 from ..formats.errors import TokenizerError
 from ..formats.gguf_fields import Field, field_of
-from ..models.architectures import EMBEDDING
-from ..models.config import ModelConfig, read_config
+from ..formats.source import TensorSource
+from ..models.config import find_family, read_config
+from ..models.families.parts import EMBEDDING
+from ..models.model_config import ModelConfig
+from ..models.text_model import text_model
 from ..writer.plan import Plan
-from .graphs import choose_architecture
+from .graphs import choose_graph
 from .metadata import describe
 from .tensors import plan_tensors
 from .vocabulary import compare_tokenizers, read_vocabulary
@@ -26,19 +29,25 @@ def build_plan(checkpoint: Checkpoint, *, pre_tokenizer: str | None = None) -> P
     `pre_tokenizer` overrides what the tokenizer looks like. Raises CheckpointError or TokenizerError for what
     cannot be converted.
     """
-    config, size_warnings = _with_rows(read_config(checkpoint.config, f"{checkpoint.name}: config.json"), checkpoint)
-    architecture, graph_warnings = choose_architecture(config, checkpoint)
-    tensors, leftovers = plan_tensors(checkpoint.source.tensors, config, architecture)
+    where = f"{checkpoint.name}: config.json"
+    config, source = read_config(checkpoint.config, where), checkpoint.source
+    ignored = dict(checkpoint.ignored)
+    if find_family(checkpoint.config, where)[2]:
+        source, others = text_model(source, checkpoint.name)
+        ignored |= others
+    config, size_warnings = _with_rows(config, source)
+    family, graph_warnings = choose_graph(config, source.tensors, checkpoint.name)
+    tensors, leftovers = plan_tensors(source.tensors, config, family)
     vocabulary = read_vocabulary(checkpoint.folder, config.n_vocab, pre_tokenizer=pre_tokenizer)
-    fields = describe(checkpoint, config, architecture, tensors)
+    fields = describe(checkpoint, config, family, tensors)
     for key, value, kind in vocabulary.fields():
         fields[key] = field_of(value) if kind is GGUFValueType.ARRAY else Field(value, kind)
     return Plan(
-        architecture.name,
+        family.name,
         fields,
         tuple(tensors),
-        checkpoint.source,
-        {**checkpoint.ignored, **leftovers},
+        source,
+        ignored | leftovers,
         (*size_warnings, *graph_warnings, *vocabulary.warnings, *lost_in_the_merge(checkpoint)),
     )
 
@@ -59,9 +68,9 @@ def lost_in_the_merge(checkpoint: Checkpoint) -> Iterator[str]:
         yield f"the tokenizer differs from that of {base}: {difference}; copy its tokenizer files over the merge's"
 
 
-def _with_rows(config: ModelConfig, checkpoint: Checkpoint) -> tuple[ModelConfig, tuple[str, ...]]:
+def _with_rows(config: ModelConfig, source: TensorSource) -> tuple[ModelConfig, tuple[str, ...]]:
     """Trust the embedding's rows, not config.json, for the size of the vocabulary: merges leave it behind."""
-    embedding = checkpoint.source.tensors.get(EMBEDDING.hf_names[0])
+    embedding = source.tensors.get(EMBEDDING.hf_names[0])
     if embedding is None or len(embedding.shape) != 2 or embedding.shape[0] == config.n_vocab:
         return config, ()
     rows = embedding.shape[0]

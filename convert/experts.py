@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from ..formats.errors import CheckpointError
 from ..formats.source import TensorInfo
-from ..models.architectures import Experts
+from ..models.family import Experts
 from ..writer.plan import Piece
 
 
@@ -15,7 +15,7 @@ def count_experts(tensors: Mapping[str, TensorInfo], experts: tuple[Experts, ...
     if fused:
         return max(fused)
     highest = -1
-    for matrix in experts:
+    for matrix in (one for one in experts if one.classic):
         pattern = re.compile(re.escape(matrix.classic.format(layer=layer, expert="#")).replace(r"\#", r"(\d+)"))
         for name in tensors:
             found = pattern.fullmatch(name)
@@ -43,6 +43,9 @@ def stack(
                 )
             starts = [(expert * n_parts + part) * n_rows for expert in range(n_expert)]
             return tuple(Piece(name, start, start + n_rows) for start in starts)
+    if not matrix.classic:
+        name = matrix.fused[0].format(layer=layer)
+        raise CheckpointError(f"the experts of layer {layer} are missing: no tensor {name}; is the checkpoint whole?")
     pieces = []
     for expert in range(n_expert):
         name = matrix.classic.format(layer=layer, expert=expert)
@@ -59,6 +62,5 @@ def stack(
 
 
 def _fused_names(experts: tuple[Experts, ...], layer: int) -> list[str]:
-    return [
-        name + suffix for matrix in experts for name in [matrix.fused.format(layer=layer)] for suffix in ("", ".weight")
-    ]
+    names = (name.format(layer=layer) for matrix in experts for name in matrix.fused)
+    return [name + suffix for name in names for suffix in ("", ".weight")]

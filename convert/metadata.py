@@ -10,34 +10,35 @@ from pathlib import Path
 from typing import Any
 
 from gguf import GGUFWriter, Metadata, size_label
-from gguf.constants import GGML_QUANT_VERSION, GGUFType, GGUFValueType, RopeScalingType
+from gguf.constants import GGML_QUANT_VERSION, GGUFType, GGUFValueType
 from gguf.gguf_writer import GGUFValue
 
 from ..formats.checkpoint import Checkpoint, Parent
 from ..formats.errors import CheckpointError
 from ..formats.gguf_fields import Field, field_of, pack_fields
-from ..models.architectures import Architecture
-from ..models.config import ModelConfig
+from ..models.family import Family
+from ..models.graphs import Row
+from ..models.model_config import ModelConfig
 from ..writer.plan import PlannedTensor
 from .graphs import asks_otherwise, wants_renormalizing
-from .rope import rope_fields, states_scaling
+from .rope import rope_fields
 
 HUB = "https://huggingface.co/"
 
 
 def describe(
-    checkpoint: Checkpoint, config: ModelConfig, architecture: Architecture, tensors: Sequence[PlannedTensor]
+    checkpoint: Checkpoint, config: ModelConfig, family: Family, tensors: Sequence[PlannedTensor]
 ) -> dict[str, Field]:
     """Return all fields but those of the tokenizer and general.file_type."""
-    writer = GGUFWriter(None, architecture.name)
+    writer = GGUFWriter(None, family.name)
     writer.add_type(GGUFType.MODEL)
     general = general_metadata(checkpoint, tensors)
     try:
         general.set_gguf_meta_model(writer)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise CheckpointError(f"{checkpoint.card_folder}: broken model card or generation config: {error}") from None
-    _add_hyper_parameters(writer, config, architecture)
-    _add_family(writer, config, architecture)
+    _add_hyper_parameters(writer, config, family)
+    _add_family(writer, config, family)
     return {key: _field(key, value, checkpoint) for key, value in writer.kv_data[0].items()}
 
 
@@ -96,17 +97,15 @@ def base_model(parent: Parent) -> dict[str, str]:
     return {key: value for key, value in entry.items() if value is not None}
 
 
-def _add_hyper_parameters(writer: GGUFWriter, config: ModelConfig, architecture: Architecture) -> None:
+def _add_hyper_parameters(writer: GGUFWriter, config: ModelConfig, family: Family) -> None:
     """Add what every family has. Source: TextModel.set_gguf_parameters in llama.cpp's conversion/base.py."""
     writer.add_block_count(config.n_layer)
-    if config.n_ctx:
-        writer.add_context_length(config.n_ctx)
+    writer.add_context_length(config.n_ctx)
     writer.add_embedding_length(config.n_embd)
-    one_width = architecture.experts and architecture.name in ("llama", "granitemoe")
-    writer.add_feed_forward_length(config.n_ff_exp if one_width else config.n_ff)
+    writer.add_feed_forward_length(config.n_ff_exp if family.experts and family.graph.one_width else config.n_ff)
     writer.add_head_count(config.n_head)
     writer.add_head_count_kv(config.n_head_kv)
-    for key, value in rope_fields(config, architecture.name):
+    for key, value in rope_fields(config, family.name):
         _add(writer, key, value)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     if config.n_expert:
@@ -118,35 +117,20 @@ def _add_hyper_parameters(writer: GGUFWriter, config: ModelConfig, architecture:
     writer.add_file_type(0)
 
 
-def _add_family(writer: GGUFWriter, config: ModelConfig, architecture: Architecture) -> None:
-    """Add what only this family has, and the version of the quantizations' layouts.
+def _add_family(writer: GGUFWriter, config: ModelConfig, family: Family) -> None:
+    """Add what only this graph has, and the version of the quantizations' layouts.
 
     expert_weights_norm is what the checkpoint asks for, where the graph, which does not read it, does otherwise.
     """
-    name = architecture.name
-    if name == "llama":
-        writer.add_vocab_size(config.n_vocab)
-        writer.add_rope_dimension_count(config.n_embd_head)
-    elif name == "granitemoe":
-        writer.add_vocab_size(config.n_vocab)
-        writer.add_rope_dimension_count(config.n_embd_head)
-        writer.add_expert_shared_feed_forward_length(config.n_ff_shexp)
-        writer.add_logit_scale(1.0)
-    elif name == "deepseek":
-        writer.add_rope_dimension_count(config.n_embd_head)
-        if not states_scaling(config):
-            writer.add_rope_scaling_type(RopeScalingType.NONE)
-        writer.add_leading_dense_block_count(config.n_layer_dense)
-        writer.add_vocab_size(config.n_vocab)
-        writer.add_expert_feed_forward_length(config.n_ff_exp)
-        writer.add_expert_weights_scale(1.0)
-        writer.add_expert_shared_count(config.n_expert_shared)
-    elif name in ("qwen2moe", "qwen3moe"):
-        if config.n_ff_expert is not None:
-            writer.add_expert_feed_forward_length(config.n_ff_expert)
-        if config.n_ff_shared is not None:
-            writer.add_expert_shared_feed_forward_length(config.n_ff_shared)
-    if asks_otherwise(config, architecture):
+    for row in family.graph.rows:
+        key = row.key.format(arch=family.name)
+        if not isinstance(row, Row):
+            _add(writer, key, row.value)
+            continue
+        value = getattr(config, row.field)
+        if value is not None and (value or row.zero):
+            _add(writer, key, float(value) if row.kind == "float32" else value)
+    if asks_otherwise(config, family):
         writer.add_expert_weights_norm(wants_renormalizing(config))
     writer.add_quantization_version(GGML_QUANT_VERSION)
 

@@ -18,11 +18,13 @@ from ..formats.floats import to_bf16, widen
 from ..formats.gguf_file import GgufFile
 from ..formats.safetensors import pack_header
 from ..formats.source import TensorInfo
-from ..models.architectures import ARCHITECTURES, EMBEDDING, OUTPUT, OUTPUT_NORM, Single, gguf_name
+from ..models.families import FAMILIES
+from ..models.families.parts import EMBEDDING, OUTPUT, OUTPUT_NORM
+from ..models.family import Single, gguf_name
 from ..writer.gguf_source import GgufSource
 from ..writer.plan import RopePermutation
 
-DENSE = ARCHITECTURES["LlamaForCausalLM"]
+DENSE = FAMILIES["LlamaForCausalLM"]
 Decode = Callable[[GGMLQuantizationType, np.ndarray], np.ndarray]
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 PRE_TOKENIZERS: dict[str, Any] = {

@@ -7,7 +7,8 @@ import numpy as np
 from gguf.constants import Keys, RopeScalingType
 
 from ..formats.errors import CheckpointError
-from ..models.config import ModelConfig, positive_number
+from ..models.config import positive_number
+from ..models.model_config import ModelConfig
 
 Number = float | int
 
@@ -18,14 +19,14 @@ def rope_factors(config: ModelConfig) -> np.ndarray | None:
     Source: LlamaModel.generate_extra_tensors in llama.cpp's conversion/llama.py. Raises CheckpointError for
     numbers that cannot be.
     """
-    if _kind(config) != "llama3":
+    if config.rope_type != "llama3":
         return None
     head = config.n_embd_head
     exponents = np.arange(0, head, 2, dtype=np.float32) / np.float32(head)
-    frequencies = np.float32(1) / np.power(np.float32(config.rope.get("rope_theta", 10000.0)), exponents)
-    factor = _number(config, "factor", default=8.0)
-    context = _number(config, "original_max_position_embeddings", default=8192)
-    low, high = _number(config, "low_freq_factor", default=1.0), _number(config, "high_freq_factor", default=4.0)
+    frequencies = np.float32(1) / np.power(np.float32(config.rope["rope_theta"]), exponents)
+    factor = _number(config, "factor")
+    context = _number(config, "original_max_position_embeddings")
+    low, high = _number(config, "low_freq_factor"), _number(config, "high_freq_factor")
     if low >= high:
         raise CheckpointError(f"config.json: low_freq_factor {low} is not below high_freq_factor {high}")
     factors = []
@@ -46,23 +47,15 @@ def rope_fields(config: ModelConfig, arch: str) -> Iterator[tuple[str, str | Num
 
     Source: TextModel.set_gguf_parameters in llama.cpp's conversion/base.py.
     """
-    kind, keys = _kind(config), Keys.Rope
+    kind, keys = config.rope_type, Keys.Rope
     if kind in ("linear", "yarn"):
         yield keys.SCALING_TYPE.format(arch=arch), RopeScalingType(kind).value
         yield keys.SCALING_FACTOR.format(arch=arch), _number(config, "factor")
         if kind == "yarn":
             yield from _yarn_fields(config, arch)
-    elif kind in ("su", "longrope"):
-        yield keys.SCALING_TYPE.format(arch=arch), RopeScalingType.LONGROPE.value
     elif kind not in ("default", "llama3", "dynamic"):
         raise CheckpointError(f"config.json: rope_type {config.rope.get('rope_type')!r} is not supported")
-    if "rope_theta" in config.rope:
-        yield keys.FREQ_BASE.format(arch=arch), config.rope["rope_theta"]
-
-
-def states_scaling(config: ModelConfig) -> bool:
-    """Tell whether the metadata names a kind of scaling."""
-    return _kind(config) not in ("default", "llama3", "dynamic")
+    yield keys.FREQ_BASE.format(arch=arch), config.rope["rope_theta"]
 
 
 def _yarn_fields(config: ModelConfig, arch: str) -> Iterator[tuple[str, Number]]:
@@ -79,12 +72,8 @@ def _yarn_fields(config: ModelConfig, arch: str) -> Iterator[tuple[str, Number]]
             yield key.format(arch=arch), _number(config, name)
 
 
-def _kind(config: ModelConfig) -> str:
-    return str(config.rope.get("rope_type") or "default").lower()
-
-
-def _number(config: ModelConfig, name: str, default: float | None = None) -> float:
-    value = config.rope.get(name, default)
+def _number(config: ModelConfig, name: str) -> float:
+    value = config.rope.get(name)
     if value is None:
-        raise CheckpointError(f"config.json: a {_kind(config)} scaling of rope without {name}; add it")
+        raise CheckpointError(f"config.json: a {config.rope_type} scaling of rope without {name}; add it")
     return positive_number(value, name, "config.json")

@@ -1,6 +1,6 @@
 """The tensors of a plan: for each one of the output its shape, where its rows come from, and in which order.
 
-In: the headers of a checkpoint, its hyper-parameters and its architecture. Out: planned tensors, checked.
+In: the headers of a checkpoint, its hyper-parameters and its family. Out: planned tensors, checked.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,8 +11,9 @@ from gguf.constants import MODEL_TENSOR
 
 from ..formats.errors import CheckpointError
 from ..formats.source import TensorInfo
-from ..models.architectures import EMBEDDING, OUTPUT, OUTPUT_NORM, TIED_OUTPUT, Architecture, Experts, Single, gguf_name
-from ..models.config import ModelConfig
+from ..models.families.parts import EMBEDDING, OUTPUT, OUTPUT_NORM, TIED_OUTPUT
+from ..models.family import Experts, Family, Single, gguf_name, shape_of
+from ..models.model_config import ModelConfig
 from ..writer.plan import FLOAT_TYPES, Piece, PlannedTensor, RopePermutation
 from .experts import count_experts, stack
 from .rope import rope_factors
@@ -31,7 +32,7 @@ class _Gatherer:
 
     tensors: Mapping[str, TensorInfo]
     config: ModelConfig
-    architecture: Architecture
+    family: Family
     used: set[str] = field(default_factory=set)
 
     def single(self, rule: Single, layer: int = 0) -> Iterator[PlannedTensor]:
@@ -43,24 +44,25 @@ class _Gatherer:
                 return
             raise CheckpointError(f"tensor {names[0]} is missing; is the checkpoint whole?")
         info = self.tensors[name]
-        self._check_shape(info, self._expected(rule))
+        part, n_parts = rule.part
+        expected = shape_of(rule.shape, self.config)
+        n_rows = expected[0] if n_parts > 1 else info.n_rows
+        self._check_shape(info, (expected[0] * n_parts, *expected[1:]))
         self._use(name)
         heads = {"q": self.config.n_head, "k": self.config.n_head_kv}.get(rule.heads)
         yield PlannedTensor(
             gguf_name(rule.tensor, rule.suffix, layer),
-            tuple(reversed(info.shape)),
+            tuple(reversed(expected)),
             info.dtype,
-            (Piece(name, 0, info.n_rows),),
-            RopePermutation(heads) if heads else None,
+            (Piece(name, part * n_rows, (part + 1) * n_rows),),
+            RopePermutation(heads) if heads and self.family.graph.interleaved else None,
         )
 
     def stacked(self, matrix: Experts, layer: int) -> PlannedTensor:
         """Plan one matrix of all experts of a layer."""
         config = self.config
-        n_ff = config.n_ff_exp
-        down = matrix.tensor is MODEL_TENSOR.FFN_DOWN_EXP
-        shape = (config.n_embd, n_ff) if down else (n_ff, config.n_embd)
-        pieces = stack(self.tensors, matrix, layer, config.n_expert, shape)
+        shape = shape_of(matrix.shape, config)
+        pieces = stack(self.tensors, matrix, layer, config.n_expert, (shape[0], shape[1]))
         for piece in pieces:
             self._use(piece.name)
         dtypes = {self.tensors[piece.name].dtype for piece in pieces}
@@ -80,48 +82,21 @@ class _Gatherer:
             )
         self.used.add(name)
 
-    def _check_shape(self, info: TensorInfo, expected: tuple[int, ...] | None) -> None:
-        if expected is not None and info.shape != expected:
+    def _check_shape(self, info: TensorInfo, expected: tuple[int, ...]) -> None:
+        if info.shape != expected:
             raise CheckpointError(
                 f"{info.name} ({info.where}) has the shape {list(info.shape)}; config.json asks for {list(expected)}"
             )
 
-    def _expected(self, rule: Single) -> tuple[int, ...] | None:
-        """Return the shape (numpy order) that the hyper-parameters ask for; None where rows may vary."""
-        config, head = self.config, self.config.n_embd_head
-        matrices = {
-            MODEL_TENSOR.ATTN_Q: (config.n_head * head, config.n_embd),
-            MODEL_TENSOR.ATTN_K: (config.n_head_kv * head, config.n_embd),
-            MODEL_TENSOR.ATTN_V: (config.n_head_kv * head, config.n_embd),
-            MODEL_TENSOR.ATTN_OUT: (config.n_embd, config.n_head * head),
-            MODEL_TENSOR.ATTN_Q_NORM: (head,),
-            MODEL_TENSOR.ATTN_K_NORM: (head,),
-            MODEL_TENSOR.FFN_GATE: (config.n_ff, config.n_embd),
-            MODEL_TENSOR.FFN_UP: (config.n_ff, config.n_embd),
-            MODEL_TENSOR.FFN_DOWN: (config.n_embd, config.n_ff),
-            MODEL_TENSOR.FFN_GATE_INP: (config.n_expert, config.n_embd),
-            MODEL_TENSOR.FFN_GATE_INP_SHEXP: (1, config.n_embd),
-            MODEL_TENSOR.FFN_GATE_SHEXP: (config.n_ff_shexp, config.n_embd),
-            MODEL_TENSOR.FFN_UP_SHEXP: (config.n_ff_shexp, config.n_embd),
-            MODEL_TENSOR.FFN_DOWN_SHEXP: (config.n_embd, config.n_ff_shexp),
-        }
-        if rule.tensor in matrices:
-            shape = matrices[rule.tensor]
-            return shape[:1] if rule.suffix == ".bias" else shape
-        if rule.tensor in (MODEL_TENSOR.TOKEN_EMBD, MODEL_TENSOR.OUTPUT):
-            embedding = self.tensors.get(EMBEDDING.hf_names[0])
-            return (embedding.shape[0], config.n_embd) if embedding and embedding.shape else None
-        return (config.n_embd,)
-
 
 def plan_tensors(
-    tensors: Mapping[str, TensorInfo], config: ModelConfig, architecture: Architecture
+    tensors: Mapping[str, TensorInfo], config: ModelConfig, family: Family
 ) -> tuple[list[PlannedTensor], dict[str, str]]:
     """Return the tensors of the output in order, and those of the source that are left out with the reason.
 
     Raises CheckpointError for a tensor that is missing, unknown, of another shape or of an unsupported dtype.
     """
-    gatherer = _Gatherer(tensors, config, architecture)
+    gatherer = _Gatherer(tensors, config, family)
     planned: list[PlannedTensor] = []
     factors = rope_factors(config)
     if factors is not None:
@@ -131,7 +106,7 @@ def plan_tensors(
     for layer in range(config.n_layer):
         planned += _plan_layer(gatherer, layer)
     planned += gatherer.single(OUTPUT_NORM)
-    planned += gatherer.single(TIED_OUTPUT if architecture.needs_output and config.tie_word_embeddings else OUTPUT)
+    planned += gatherer.single(TIED_OUTPUT if family.graph.needs_output and config.tie_word_embeddings else OUTPUT)
     if not config.tie_word_embeddings and OUTPUT.hf_names[0] not in tensors:
         raise CheckpointError(
             f"tensor {OUTPUT.hf_names[0]} is missing, and config.json does not tie it to the embeddings "
@@ -141,27 +116,27 @@ def plan_tensors(
 
 
 def _plan_layer(gatherer: _Gatherer, layer: int) -> Iterator[PlannedTensor]:
-    architecture, config = gatherer.architecture, gatherer.config
-    for rule in architecture.attention:
+    family, config = gatherer.family, gatherer.config
+    for rule in family.attention:
         yield from gatherer.single(rule, layer)
-    if not architecture.experts or layer < config.n_layer_dense:
-        for rule in architecture.dense:
+    if not family.experts or layer < config.n_layer_dense:
+        for rule in family.dense:
             yield from gatherer.single(rule, layer)
         return
     _check_count(gatherer, layer)
-    for rule in architecture.router:
+    for rule in family.router:
         yield from gatherer.single(rule, layer)
-    for matrix in architecture.experts:
+    for matrix in family.experts:
         yield gatherer.stacked(matrix, layer)
-    for rule in architecture.shared:
+    for rule in family.shared if config.n_ff_shexp else ():
         yield from gatherer.single(rule, layer)
 
 
 def _check_count(gatherer: _Gatherer, layer: int) -> None:
     """Demand as many experts as config.json says: more matrices, or a router of another size, are a wrong config."""
-    architecture, n_expert = gatherer.architecture, gatherer.config.n_expert
-    found = count_experts(gatherer.tensors, architecture.experts, layer)
-    routers = [gatherer.tensors.get(name.format(layer=layer)) for rule in architecture.router for name in rule.hf_names]
+    family, n_expert = gatherer.family, gatherer.config.n_expert
+    found = count_experts(gatherer.tensors, family.experts, layer)
+    routers = [gatherer.tensors.get(name.format(layer=layer)) for rule in family.router for name in rule.hf_names]
     rows = next((router.shape[0] for router in routers if router and router.shape), n_expert)
     if found > n_expert or found == rows != n_expert:
         raise CheckpointError(
@@ -177,7 +152,7 @@ def _leftovers(gatherer: _Gatherer) -> dict[str, str]:
         reason = next((reason for ending, reason in NOT_NEEDED.items() if name.endswith(ending)), None)
         if reason is None:
             raise CheckpointError(
-                f"{name} ({info.where}) has no place in {gatherer.architecture.hf_name} "
+                f"{name} ({info.where}) has no place in {gatherer.family.hf_name} "
                 f"with {gatherer.config.n_layer} layers; does config.json belong to these files?"
             )
         ignored[name] = reason

@@ -14,7 +14,7 @@ import numpy as np
 from gguf.constants import Keys
 
 from ..formats.gguf_file import GgufFile, read_gguf
-from ..models.routing import runs_otherwise
+from ..models.graphs import runs_otherwise
 from ..runner.engine import Engine
 from ..runner.load_options import LoadOptions
 from ..runner.losses import all_logits

@@ -1,27 +1,22 @@
 """The kinds of mixture a merge can become: which dense models each takes, its tensor names and its config.json.
 
-Names and keys are those that mergekit 0.1.5 (moe/mixtral.py, qwen.py, qwen3.py, deepseek.py) and transformers write.
+Everything comes from the records of models/families; here a merge chooses one and reads its names.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gguf.constants import MODEL_TENSOR
+
 from ..formats.errors import RecipeError
+from ..models.config_keys import REFUSED
+from ..models.families import FAMILIES
+from ..models.families.parts import LAYER
+from ..models.family import Count, Family, Mixture
 
 PARTS = ("gate_proj", "up_proj", "down_proj")
-NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
-ATTENTION = tuple(f"self_attn.{part}_proj.weight" for part in "qkvo")
-ATTENTION_BIAS = tuple(f"self_attn.{part}_proj.bias" for part in "qkv")
-QK_NORMS = ("self_attn.q_norm.weight", "self_attn.k_norm.weight")
-
-# What transformers assumes when a dense config.json does not say; its mixtures assume other things, so it is written.
-DENSE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "llama": {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
-    "mistral": {"rms_norm_eps": 1e-6, "max_position_embeddings": 131072, "num_key_value_heads": 8},
-    "qwen2": {"rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "num_key_value_heads": 32},
-    "qwen3": {"rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
-}
+DENSE = {family.model_type: family for family in FAMILIES.values() if family.dense and not family.experts}
 
 
 @dataclass(frozen=True)
@@ -38,161 +33,103 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Family:
-    """One kind of mixture. `biases_wanted` are attention biases that it cannot do without: zeros where none are."""
+class MixtureKind:
+    """A family that merges can become, with the names that a merge needs, all within a layer.
 
-    name: str
-    takes: tuple[str, ...]
+    `biases_wanted` are attention biases that it cannot do without: zeros where the base has none.
+    """
+
+    family: Family
+    mixture: Mixture
     layer_tensors: tuple[str, ...]
     classic: Layout
     fused: Layout | None
-    config: Callable[[Mapping[str, Any], int, int, int], dict[str, Any]]
-    n_shared: tuple[int, ...] = (0,)
-    shared_expert: str = ""
-    shared_gate: str = ""
-    biases_wanted: tuple[str, ...] = ()
+    shared_expert: str
+    shared_gate: str
+    biases_wanted: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Its model type ("qwen2_moe")."""
+        return self.family.model_type
+
+
+def kind_of(family: Family, mixture: Mixture) -> MixtureKind:
+    """Return what a merge needs to know of a family."""
+    rules = [(rule, _within(rule.hf_names[0])) for rule in family.attention]
+    # the order in which mergekit writes them
+    norms = [name for _, name in rules if name.endswith("layernorm.weight")]
+    matrices = [name for rule, name in rules if len(rule.shape) == 2]
+    biases = [name for rule, name in rules if rule.suffix == ".bias" and rule.tensor is not MODEL_TENSOR.ATTN_OUT]
+    head_norms = [name for _, name in rules if name.endswith(("q_norm.weight", "k_norm.weight"))]
+    wanted = tuple(biases) if mixture.biases else ()
+    routers = [_within(name) for name in family.router[0].hf_names]
+    classic = [_within(matrix.classic) for matrix in family.experts]
+    beside = next(name for name in routers if name.split(".")[0] == classic[0].split(".")[0])
+    gate_up, _, down = (_within(matrix.fused[0]) for matrix in family.experts)
+    shared = {rule.tensor: _within(rule.hf_names[0]) for rule in family.shared}
+    return MixtureKind(
+        family,
+        mixture,
+        layer_tensors=(*norms, *matrices, *wanted, *head_norms),
+        classic=Layout(beside, dict[str, str](zip(PARTS, classic, strict=True))),
+        fused=Layout(routers[0], None, gate_up, down) if mixture.fused else None,
+        shared_expert=shared.get(MODEL_TENSOR.FFN_DOWN_SHEXP, "").replace("down_proj", "{part}"),
+        shared_gate=shared.get(MODEL_TENSOR.FFN_GATE_INP_SHEXP, ""),
+        biases_wanted=wanted,
+    )
+
+
+def _within(name: str) -> str:
+    return name.removeprefix(LAYER)
+
+
+# Mixtral where several take a model, as mergekit chooses; then those that can do without a shared expert.
+KINDS = tuple(
+    sorted(
+        (kind_of(family, family.mixture) for family in FAMILIES.values() if family.mixture),
+        key=lambda kind: (kind.mixture.n_shared[0], len(kind.mixture.n_shared)),
+    )
+)
 
 
 def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a dense config.json with what transformers assumes for its model type written out."""
-    defaults = dict(DENSE_DEFAULTS.get(config.get("model_type", ""), {}))
-    if "rope_theta" not in config and "rope_theta" not in (config.get("rope_parameters") or {}):
-        defaults["rope_theta"] = 10000.0
-    full = {**defaults, **{key: value for key, value in config.items() if value is not None or key not in defaults}}
-    full.setdefault("tie_word_embeddings", False)
+    """Return a dense config.json with what transformers assumes for its model type written out.
+
+    Its mixtures assume other things, so all of it is written.
+    """
+    family = DENSE.get(config.get("model_type", ""))
+    full = dict(config)
+    for key in family.keys if family else ():
+        name = key.names[0]
+        if key.field == "rope_theta" and "rope_theta" in (config.get("rope_parameters") or {}):
+            continue
+        unstated = name not in config or (config[name] is None and not key.null_derives)
+        if unstated and key.default is not REFUSED and key.default is not None:
+            full[name] = key.default
     if full.get("num_key_value_heads") is None:
         full["num_key_value_heads"] = full["num_attention_heads"]
-    if full.get("head_dim") is None and config.get("model_type") in ("llama", "mistral"):
+    if full.get("head_dim") is None and family and family.states_head_dim == "always":
         full["head_dim"] = full["hidden_size"] // full["num_attention_heads"]
     return full
 
 
-def _mixtral(base: Mapping[str, Any], n_expert: int, n_used: int, n_shared: int) -> dict[str, Any]:
-    return {
-        **base,
-        "architectures": ["MixtralForCausalLM"],
-        "model_type": "mixtral",
-        "num_local_experts": n_expert,
-        "num_experts_per_tok": n_used,
-        "sliding_window": None,
-        "output_router_logits": False,
-        "router_aux_loss_coef": 0.001,
+def mixture_config(
+    kind: MixtureKind, base: Mapping[str, Any], n_expert: int, n_used: int, n_shared: int
+) -> dict[str, Any]:
+    """Return the config.json of a mixture whose base has this one, completed."""
+    counts = {
+        Count.EXPERTS: n_expert,
+        Count.USED: n_used,
+        Count.SHARED: n_shared or None,
+        Count.N_FF: base["intermediate_size"],
     }
+    own = {key: counts[value] if isinstance(value, Count) else _thawed(value) for key, value in kind.mixture.config}
+    return {**base, "architectures": [kind.family.hf_name], "model_type": kind.family.model_type, **own}
 
 
-def _qwen2_moe(base: Mapping[str, Any], n_expert: int, n_used: int, n_shared: int) -> dict[str, Any]:
-    return {
-        **base,
-        "architectures": ["Qwen2MoeForCausalLM"],
-        "model_type": "qwen2_moe",
-        "num_experts": n_expert,
-        "num_experts_per_tok": n_used,
-        "decoder_sparse_step": 1,
-        "norm_topk_prob": True,
-        "sliding_window": None,
-        "use_sliding_window": False,
-        "qkv_bias": True,
-        "mlp_only_layers": [],
-        "moe_intermediate_size": base["intermediate_size"],
-        "shared_expert_intermediate_size": base["intermediate_size"],
-        "output_router_logits": False,
-        "router_aux_loss_coef": 0.001,
-    }
-
-
-def _qwen3_moe(base: Mapping[str, Any], n_expert: int, n_used: int, n_shared: int) -> dict[str, Any]:
-    return {
-        **base,
-        "architectures": ["Qwen3MoeForCausalLM"],
-        "model_type": "qwen3_moe",
-        "num_experts": n_expert,
-        "num_experts_per_tok": n_used,
-        "decoder_sparse_step": 1,
-        "norm_topk_prob": True,
-        "mlp_only_layers": [],
-        "moe_intermediate_size": base["intermediate_size"],
-        "output_router_logits": False,
-        "router_aux_loss_coef": 0.001,
-    }
-
-
-def _deepseek(base: Mapping[str, Any], n_expert: int, n_used: int, n_shared: int) -> dict[str, Any]:
-    code = "deepseek-ai/deepseek-moe-16b-base--"
-    return {
-        **base,
-        "architectures": ["DeepseekForCausalLM"],
-        "model_type": "deepseek",
-        "n_routed_experts": n_expert,
-        "n_shared_experts": n_shared or None,
-        "num_experts_per_tok": n_used,
-        "first_k_dense_replace": 0,
-        "moe_layer_freq": 1,
-        "scoring_func": "softmax",
-        "norm_topk_prob": True,
-        "moe_intermediate_size": base["intermediate_size"],
-        "auto_map": {
-            "AutoConfig": f"{code}configuration_deepseek.DeepseekConfig",
-            "AutoModel": f"{code}modeling_deepseek.DeepseekModel",
-            "AutoModelForCausalLM": f"{code}modeling_deepseek.DeepseekForCausalLM",
-        },
-    }
-
-
-MIXTRAL_PARTS = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
-MLP_LAYOUT = Layout("mlp.gate.weight", {part: f"mlp.experts.{{expert}}.{part}.weight" for part in PARTS})
-FUSED_LAYOUT = Layout("mlp.gate.weight", None, "mlp.experts.gate_up_proj", "mlp.experts.down_proj")
-
-FAMILIES = (
-    Family(
-        name="mixtral",
-        takes=("llama", "mistral"),
-        layer_tensors=(*NORMS, *ATTENTION),
-        classic=Layout(
-            "block_sparse_moe.gate.weight",
-            {part: f"block_sparse_moe.experts.{{expert}}.{w}.weight" for part, w in MIXTRAL_PARTS.items()},
-        ),
-        fused=FUSED_LAYOUT,
-        config=_mixtral,
-    ),
-    Family(
-        name="deepseek",
-        takes=("llama", "mistral"),
-        layer_tensors=(*NORMS, *ATTENTION),
-        classic=MLP_LAYOUT,
-        fused=None,
-        config=_deepseek,
-        n_shared=(0, 1),
-        shared_expert="mlp.shared_experts.{part}.weight",
-    ),
-    Family(
-        name="qwen2_moe",
-        takes=("llama", "mistral", "qwen2"),
-        layer_tensors=(*NORMS, *ATTENTION, *ATTENTION_BIAS),
-        classic=MLP_LAYOUT,
-        fused=FUSED_LAYOUT,
-        config=_qwen2_moe,
-        n_shared=(1,),
-        shared_expert="mlp.shared_expert.{part}.weight",
-        shared_gate="mlp.shared_expert_gate.weight",
-        biases_wanted=ATTENTION_BIAS,
-    ),
-    Family(
-        name="qwen3_moe",
-        takes=("qwen3",),
-        layer_tensors=(*NORMS, *ATTENTION, *QK_NORMS),
-        classic=MLP_LAYOUT,
-        fused=FUSED_LAYOUT,
-        config=_qwen3_moe,
-    ),
-)
-# As mergekit spells its architectures, and as config.json spells its model types.
-SPELLINGS = {"mixtral": "mixtral", "deepseekmoe": "deepseek", "qwen2moe": "qwen2_moe", "qwenmoe": "qwen2_moe"}
-SPELLINGS |= {"deepseek": "deepseek", "qwen": "qwen2_moe", "qwen2": "qwen2_moe", "qwen3": "qwen3_moe"}
-SPELLINGS |= {"qwen3moe": "qwen3_moe"}
-
-
-def choose_family(model_types: Sequence[str], n_shared: int, architecture: str | None, where: str) -> Family:
-    """Return the family that takes these dense model types; Mixtral where several do, as mergekit chooses.
+def choose_kind(model_types: Sequence[str], n_shared: int, architecture: str | None, where: str) -> MixtureKind:
+    """Return the kind that takes these dense model types; Mixtral where several do, as mergekit chooses.
 
     `architecture` is the recipe's wish. Raises RecipeError when the models differ in type or nothing takes them.
     """
@@ -202,20 +139,31 @@ def choose_family(model_types: Sequence[str], n_shared: int, architecture: str |
             "a mixture needs one"
         )
     model_type = model_types[0]
-    candidates = [family for family in FAMILIES if model_type in family.takes]
+    candidates = [kind for kind in KINDS if model_type in kind.mixture.takes]
     if not candidates:
-        known = ", ".join(sorted({one for family in FAMILIES for one in family.takes}))
+        known = ", ".join(sorted({one for kind in KINDS for one in kind.mixture.takes}))
         raise RecipeError(f"{where}: no mixture can be made of {model_type} models; known are {known}")
     if architecture is not None:
-        wanted = SPELLINGS.get("".join(architecture.lower().split()).replace("-", "").replace("_", ""))
-        candidates = [family for family in candidates if family.name == wanted]
+        wanted = _plain(architecture)
+        candidates = [kind for kind in candidates if wanted in (_plain(kind.name), *kind.mixture.spellings)]
         if not candidates:
-            known = ", ".join(family.name for family in FAMILIES if model_type in family.takes)
+            known = ", ".join(kind.name for kind in KINDS if model_type in kind.mixture.takes)
             raise RecipeError(
                 f"{where}: architecture {architecture!r} cannot be made of {model_type} models; try {known}"
             )
-    fitting = [family for family in candidates if n_shared in family.n_shared]
+    fitting = [kind for kind in candidates if n_shared in kind.mixture.n_shared]
     if not fitting:
-        needs = "; ".join(f"{f.name} takes {' or '.join(map(str, f.n_shared))}" for f in candidates)
+        needs = "; ".join(f"{one.name} takes {' or '.join(map(str, one.mixture.n_shared))}" for one in candidates)
         raise RecipeError(f"{where}: {n_shared} shared experts do not fit: {needs}")
     return fitting[0]
+
+
+def _plain(architecture: str) -> str:
+    return "".join(architecture.lower().split()).replace("-", "").replace("_", "")
+
+
+def _thawed(value: Any) -> Any:
+    """Return a constant of a record as JSON has it: () as a list, pairs as an object."""
+    if not isinstance(value, tuple):
+        return value
+    return dict(value) if value else []

@@ -8,7 +8,7 @@ from ..formats.checkpoint import Checkpoint, Parent
 from ..formats.errors import RecipeError
 from ..formats.floats import widen
 from ..formats.words import count
-from .families import Family, choose_family, complete_config
+from .families import MixtureKind, choose_kind, complete_config, mixture_config
 from .gates import Gates, cheap_embed_gates, check_gates, random_gates
 from .models import DenseModel, Fetch, open_models
 from .prompts import prompt_tokenizer
@@ -67,10 +67,10 @@ def _check_gates(of: Ingredients) -> None:
     check_gates(of.gates, of.sizes.n_layer, len(of.recipe.experts), of.sizes.n_embd, n_shared, of.recipe.name)
 
 
-def family_of(recipe: Recipe, models: Models) -> Family:
+def family_of(recipe: Recipe, models: Models) -> MixtureKind:
     """Return what kind of mixture the recipe makes. Raises RecipeError when its models do not fit together."""
     types = [models[reference].model_type for reference in recipe.references]
-    family = choose_family(types, len(recipe.shared_experts), recipe.architecture, recipe.name)
+    family = choose_kind(types, len(recipe.shared_experts), recipe.architecture, recipe.name)
     prompted = any(expert.positive_prompts for expert in recipe.shared_experts)
     if family.shared_gate and not prompted and recipe.gate_mode not in RANDOM_MODES:
         raise RecipeError(f"{recipe.name}: {family.name} gates its shared expert, so that one needs positive_prompts")
@@ -110,10 +110,10 @@ def out_dtype(recipe: Recipe, base: DenseModel) -> str | None:
     return DTYPES[name]
 
 
-def merged_config(recipe: Recipe, family: Family, base: DenseModel) -> dict[str, Any]:
+def merged_config(recipe: Recipe, family: MixtureKind, base: DenseModel) -> dict[str, Any]:
     """Return the mixture's config.json."""
     dense = complete_config(base.checkpoint.config)
-    config = family.config(dense, len(recipe.experts), recipe.experts_per_token, len(recipe.shared_experts))
+    config = mixture_config(family, dense, len(recipe.experts), recipe.experts_per_token, len(recipe.shared_experts))
     if recipe.dtype:
         config["dtype" if "dtype" in config else "torch_dtype"] = recipe.dtype
     return config

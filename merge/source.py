@@ -13,7 +13,7 @@ import numpy as np
 from ..formats.errors import CheckpointError, RecipeError
 from ..formats.floats import to_bf16, widen
 from ..formats.source import TensorInfo
-from .families import PARTS, Family, Layout
+from .families import PARTS, Layout, MixtureKind
 from .gates import Gates
 from .lora import change
 from .models import DenseModel
@@ -82,7 +82,7 @@ class Ingredients:
     """All that a merge is made of; `dtype` is the output's ("BF16"), None keeps each tensor's own."""
 
     recipe: Recipe
-    family: Family
+    family: MixtureKind
     layout: Layout
     models: Mapping[ModelReference, DenseModel]
     gates: Gates

@@ -13,16 +13,11 @@ from gguf.constants import GGMLQuantizationType, Keys
 
 from ..formats.errors import GgufError
 from ..formats.gguf_file import GgufFile, read_gguf
+from ..models.graphs import PLAIN
 
 # LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS in src/llama-hparams.h
 MOST_LAYERS, MOST_EXPERTS = 512, 1024
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
-# Families whose graphs assert one head size for keys, values and rotation, and one number of experts per token
-# (src/models/*.cpp)
-PLAIN_FAMILIES = (
-    *("llama", "mistral3", "qwen2", "qwen2moe", "qwen3", "qwen3moe"),
-    *("deepseek", "olmoe", "dbrx", "granite", "granitemoe"),
-)
 NOT_FOR_WEIGHTS = {getattr(GGMLQuantizationType, name) for name in ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K")}
 
 
@@ -62,7 +57,7 @@ def hyper_parameters(file: GgufFile) -> Iterator[str]:
     scaling = file.hyper(Keys.Rope.SCALING_TYPE)
     if scaling is not None and scaling not in ROPE_SCALINGS:
         yield f"{name(file, Keys.Rope.SCALING_TYPE)} is {scaling!r}, not one of {', '.join(ROPE_SCALINGS)}"
-    if file.architecture in PLAIN_FAMILIES:
+    if file.architecture in PLAIN:
         yield from head_sizes(file)
 
 
@@ -88,7 +83,7 @@ def expert_numbers(file: GgufFile) -> Iterator[str]:
     used = n_used if isinstance(n_used, list) else [n_used]
     if any(not isinstance(each, int) or not min(n_expert, 1) <= each <= n_expert for each in used):
         yield f"{n_used} experts per token of {n_expert} experts"
-    if len(set(map(str, used))) > 1 and file.architecture in PLAIN_FAMILIES:
+    if len(set(map(str, used))) > 1 and file.architecture in PLAIN:
         yield f"{name(file, Keys.LLM.EXPERT_USED_COUNT)} differs between layers"
     n_groups = file.hyper(Keys.LLM.EXPERT_GROUP_COUNT, 0)
     yield from whole_number(file, Keys.LLM.EXPERT_GROUP_COUNT, 0, max(n_expert - 1, 0), default=0)

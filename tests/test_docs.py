@@ -13,8 +13,8 @@ import click
 import pytest
 from moe_gguf.cli import demo
 from moe_gguf.cli.root import VERBS, root
-from moe_gguf.models.architectures import ARCHITECTURES
 from moe_gguf.models.catalogue import FIELDS, RECIPE_KEYS, RESULT_KEYS, read_catalogue
+from moe_gguf.models.families import FAMILIES
 from moe_gguf.quantize.file_types import FILE_TYPES
 
 from .checkpoints import Tiny, write_checkpoint
@@ -238,7 +238,7 @@ def test_the_python_page_runs(in_a_catalogue: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_pages_have_every_family_and_type() -> None:
     families, types = text_of(ROOT / "docs" / "convert.md"), text_of(ROOT / "docs" / "quantize.md")
-    for name, architecture in ARCHITECTURES.items():
+    for name, architecture in FAMILIES.items():
         row = next(line for line in families.splitlines() if line.startswith("|") and f"`{name}`" in line)
         assert f"`{architecture.name}`" in row
     rows = {name: line for line in types.splitlines() for name in re.findall(r"[A-Z]+\w*", line.split(" | ")[0])}

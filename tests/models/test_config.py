@@ -6,12 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from moe_gguf.formats.errors import CheckpointError
-from moe_gguf.models.config import ModelConfig, read_config
+from moe_gguf.models.config import read_config
+from moe_gguf.models.model_config import ModelConfig
 
 from .. import checkpoints
 from ..checkpoints import Tiny
 
 MIXTRAL = checkpoints.config(Tiny())
+QWEN = MIXTRAL | {"architectures": ["Qwen2MoeForCausalLM"]}
 
 
 def changed(**keys: Any) -> dict[str, Any]:
@@ -40,7 +42,6 @@ def test_the_numbers_of_a_mixtral() -> None:
         n_ff_shared=None,
         n_expert_shared=0,
         n_layer_dense=0,
-        norm_topk_prob=None,
     )
     assert config.n_embd_head == 16 and config.stated_head_dim is None
 
@@ -50,19 +51,21 @@ def test_the_numbers_of_a_mixtral() -> None:
     [
         (changed(num_local_experts=None, num_experts=8), "n_expert", 8),
         (changed(num_local_experts=None, n_routed_experts=16), "n_expert", 16),
-        (changed(num_local_experts=None, num_experts_per_tok=None), "n_expert", 0),
-        (changed(num_local_experts=None, num_experts_per_tok=None), "n_expert_used", 0),
+        (changed(num_local_experts=None, num_experts_per_tok=None), "n_expert", 8),
+        (changed(architectures=["LlamaForCausalLM"]), "n_expert", 0),
         (changed(num_experts_per_tok=None), "n_expert_used", 2),
-        (changed(num_key_value_heads=None), "n_head_kv", 4),
+        (changed(num_attention_heads=8, num_key_value_heads=None), "n_head_kv", 8),
+        (MIXTRAL | {"num_key_value_heads": None}, "n_head_kv", 4),
         (changed(head_dim=32), "n_embd_head", 32),
         (changed(architectures=["LlamaForCausalLM"]), "stated_head_dim", 16),
-        (changed(max_position_embeddings=None), "n_ctx", None),
-        (changed(rms_norm_eps=None), "rms_norm_eps", 1e-6),
+        (changed(max_position_embeddings=None), "n_ctx", 131072),
+        (changed(rms_norm_eps=None), "rms_norm_eps", 1e-5),
         (changed(hidden_act="swish"), "n_embd", 64),
-        (changed(shared_expert_intermediate_size=24), "n_ff_shared", 24),
-        (changed(moe_intermediate_size=48), "n_ff_expert", 48),
-        (changed(norm_topk_prob=True), "norm_topk_prob", True),
-        (changed(rope_theta=None), "rope", {}),
+        (QWEN | {"shared_expert_intermediate_size": 24}, "n_ff_shared", 24),
+        (QWEN | {"moe_intermediate_size": 48}, "n_ff_expert", 48),
+        (changed(moe_intermediate_size=48), "n_ff_exp", 96),
+        (QWEN | {"norm_topk_prob": True}, "norm_topk_prob", True),
+        (changed(rope_theta=None), "rope", {"rope_theta": 1e6}),
         (changed(rope_theta=1000000), "rope", {"rope_theta": 1e6}),
         (changed(rope_theta=None, rope_parameters={"rope_theta": 5e5}), "rope", {"rope_theta": 5e5}),
         (
