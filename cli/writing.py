@@ -22,13 +22,14 @@ def gate_options(command: Command) -> Command:
             "--gates",
             type=click.Path(dir_okay=False, path_type=Path),
             metavar="FILE",
-            help="For a recipe: take the routers from this file; if it is not there, save them to it.",
+            help="For a recipe: take the routers from this file; if it is not there, save them to it. One that was "
+            "computed from other prompts or models is refused.",
         ),
         click.option(
             "--gate-base",
             type=click.Choice(GATE_BASES, case_sensitive=False),
-            default="bf16",
-            show_default=True,
+            default=None,
+            show_default="bf16",
             help="For a recipe: type of the base's GGUF that hidden states come from.",
         ),
     )

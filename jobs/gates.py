@@ -18,31 +18,56 @@ if TYPE_CHECKING:
     from ..merge.recipe import Recipe
 
 UBATCH = 512
+GATE_BASE = "bf16"
 
 
 def recipe_gates(
     recipe: "Recipe",
     models: "Models",
     file: Path | None = None,
-    gate_base: str = "bf16",
+    gate_base: str | None = None,
     listener: Listener = SILENT,
 ) -> "Gates":
-    """Return the gates of a recipe: those in `file` if it is there, else computed, and then saved to `file`."""
+    """Return the gates of a recipe: those in `file` if it is there, else computed, and then saved to `file`.
+
+    Whether the file's are this recipe's was asked when the recipe was opened (`check_freshness`).
+    """
     from ..merge.gates import describe_degenerate, load_gates, save_gates
+    from ..merge.gates_origin import gates_origin
 
     if file is not None and file.is_file():
         return load_gates(file)
+    gate_base = gate_base or GATE_BASE
     gates = compute_gates(recipe, models, gate_base, listener)
     # Regression leaves routers that add up to zero: nothing is wrong with their condition number.
     if recipe.gate_mode != "calibrated" and (degenerate := describe_degenerate(gates)):
         listener.warn(degenerate)
     if file is not None:
-        save_gates(file, gates, {"recipe": recipe.name, "gate_mode": recipe.gate_mode, "gate_base": gate_base})
+        notes = {"recipe": recipe.name, "gate_mode": recipe.gate_mode, "gate_base": gate_base}
+        save_gates(file, gates, notes | gates_origin(recipe, models, gate_base))
         listener.say(f"gates saved to {file}")
     return gates
 
 
-def compute_gates(recipe: "Recipe", models: "Models", gate_base: str = "bf16", listener: Listener = SILENT) -> "Gates":
+def check_freshness(
+    recipe: "Recipe", models: "Models", file: Path | None, gate_base: str | None, listener: Listener = SILENT
+) -> None:
+    """Refuse a file of gates that were computed from something else than this recipe, before they are used.
+
+    Raises RecipeError, saying what differs; a file that does not say what it is made of is warned about.
+    """
+    from ..merge.gates import gates_notes
+    from ..merge.gates_origin import check_origin, gates_origin
+
+    if file is None or not file.is_file():
+        return
+    if warning := check_origin(file, gates_notes(file), recipe, gates_origin(recipe, models, gate_base)):
+        listener.warn(warning)
+
+
+def compute_gates(
+    recipe: "Recipe", models: "Models", gate_base: str = GATE_BASE, listener: Listener = SILENT
+) -> "Gates":
     """Compute the gates of a recipe in its gate_mode; hidden modes and calibration run the base in llama.cpp."""
     from ..merge.open import sizes_of, static_gates
 

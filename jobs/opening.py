@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GateRequest:
-    """Where a recipe's routers come from: `file` if it is there, else computed with the base as type `base`.
+    """Where a recipe's routers come from: `file` if it is there, else computed with the base as type `base` (BF16).
 
-    What is computed is saved to `file`, if one is named.
+    What is computed is saved to `file`, if one is named. A file of another recipe is refused, and if `base` is named,
+    one of another type.
     """
 
     file: Path | None = None
-    base: str = "bf16"
+    base: str | None = None
 
 
 DEFAULT_GATES = GateRequest()
@@ -96,6 +97,7 @@ def open_mixture(
     from ..merge.gates import zero_gates
     from ..merge.models import open_models
     from ..merge.open import open_recipe, sizes_of
+    from .gates import check_freshness
 
     recipe = recipe_of(source)
     models = open_models(recipe)
@@ -104,6 +106,7 @@ def open_mixture(
     merged = open_recipe(recipe, empty, layout=layout, models=models)
     merged = replace(merged, license=source.entry.license if source.entry else None)
     refuse(merged, recipe)
+    check_freshness(recipe, models, gates.file, gates.base, listener)
     findings = examine_recipe(recipe, models, listener)
     return Opened(merged, Mixture(recipe, models, tuple(findings), gates))
 

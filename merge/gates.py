@@ -6,6 +6,7 @@ The formulas are mergekit 0.1.5's (moe/router.py). Hidden states are passed in a
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -128,18 +129,27 @@ def check_gates(gates: Gates, n_layer: int, n_expert: int, n_embd: int, n_shared
 
 
 def save_gates(path: Path, gates: Gates, notes: Mapping[str, str]) -> None:
-    """Write gates as safetensors under GGUF's names, in F32; `notes` become its metadata."""
-    from safetensors.numpy import save
+    """Write gates as safetensors under GGUF's names, in F32; `notes` become its metadata, in their order."""
+    from ..formats.safetensors import pack_header
+    from ..formats.source import TensorInfo
 
-    tensors = {
-        ROUTER.format(layer=i): np.ascontiguousarray(router, np.float32) for i, router in enumerate(gates.routers)
-    }
+    tensors = {ROUTER.format(layer=i): router for i, router in enumerate(gates.routers)}
     if gates.shared is not None:
-        for i, shared in enumerate(gates.shared):
-            tensors[SHARED_ROUTER.format(layer=i)] = np.ascontiguousarray(shared, np.float32)
+        tensors |= {SHARED_ROUTER.format(layer=i): shared for i, shared in enumerate(gates.shared)}
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(save(tensors, dict(notes)))
+    with partial.open("wb") as file:
+        infos = [TensorInfo(name, "F32", array.shape, path.name) for name, array in sorted(tensors.items())]
+        file.write(pack_header(infos, notes))
+        for info in infos:
+            file.write(np.ascontiguousarray(tensors[info.name], "<f4").tobytes())
     partial.replace(path)
+
+
+def gates_notes(path: Path) -> dict[str, Any]:
+    """Return the metadata of a gates file. Raises CheckpointError when it is no safetensors file."""
+    from ..formats.safetensors import SafetensorsFile
+
+    return SafetensorsFile(path).metadata
 
 
 def load_gates(path: Path) -> Gates:
