@@ -12,6 +12,7 @@ from zlib import crc32
 
 import numpy as np
 
+from .families import LAYERS, family_keys
 from .tiny_tokenizers import write_tokenizer
 
 Stored = tuple[str, tuple[int, ...], bytes]
@@ -110,7 +111,10 @@ def expert_weight(tiny: Tiny, layer: int, expert: int, part: str) -> np.ndarray:
 
 
 def expert_tensors(tiny: Tiny, layer: int) -> dict[str, np.ndarray]:
-    """Return the router and the experts of a layer in the layout asked for: "classic", "fused" or "dense"."""
+    """Return the router and the experts of a layer in its layout: "classic", "fused", "dense", or a family's."""
+    if tiny.layout in LAYERS:
+        names = {LAYER.format(layer) + name: shape for name, shape in LAYERS[tiny.layout](tiny).items()}
+        return {name: values(tiny, name, *shape) for name, shape in names.items()}
     parts = {p: [expert_weight(tiny, layer, e, p) for e in range(tiny.n_expert)] for p in ("w1", "w2", "w3")}
     prefix = LAYER.format(layer)
     if tiny.layout == "dense":
@@ -164,7 +168,9 @@ def config(tiny: Tiny) -> dict[str, Any]:
         "use_cache": False,
         "vocab_size": tiny.n_vocab,
     }
-    if not dense:
+    if tiny.layout in LAYERS:
+        document |= family_keys(tiny)
+    elif not dense:
         document |= {
             "num_experts_per_tok": tiny.n_expert_used,
             "num_local_experts": tiny.n_expert,

@@ -12,6 +12,7 @@ from ..oracles.llamacpp_converter import GOLDEN, describe
 
 EXPECTED: dict[str, dict[str, Any]] = json.loads(GOLDEN.read_text(encoding="utf-8"))
 
+NO_SPACE = {"tokenizer.ggml.add_space_prefix": "llama.cpp writes it for Llama's kin; it means nothing to BPE"}
 DIFFERENT: dict[str, dict[str, str]] = {
     "sentencepiece json": {
         "tokenizer.ggml.scores": "llama.cpp writes -1000 for all; ours come from merge ranks",
@@ -22,6 +23,8 @@ DIFFERENT: dict[str, dict[str, str]] = {
         "tokenizer.ggml.suffix_token_id": "llama.cpp's converter means to write it and skips it",
         "tokenizer.ggml.middle_token_id": "llama.cpp's converter means to write it and skips it",
     },
+    "olmoe": NO_SPACE,
+    "olmoe, q8_0": NO_SPACE,
 }
 """Metadata that deliberately differs from llama.cpp's, by case and key, with the reason."""
 

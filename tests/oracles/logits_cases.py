@@ -24,6 +24,9 @@ LOGITS: dict[str, Tiny] = {
     "BF16": variant(dtype="BF16", layout="fused", seed=7),
     "llama3 rope": variant(scaling=LLAMA3, rope_theta=500000.0, spelling="new", seed=8),
     "linear rope": variant(scaling=LINEAR, seed=9),
+    "olmoe, 2 of 4": variant(layout="olmoe", n_head_kv=4, seed=12),
+    "granite moe, 2 of 4": variant(layout="granitemoe", seed=13),
+    "granite moe, shared, 1 of 3": variant(layout="granitemoeshared", n_expert=3, n_expert_used=1, tied=True, seed=14),
     "yarn rope": variant(scaling=YARN, head_dim=8, seed=10),
 }
 DENSE = variant(layout="dense", identical_experts=True, seed=11)
