@@ -40,8 +40,8 @@ BUDGET_OPTIONS = (
     click.option("--ram", metavar="SIZE", help="Use at most this much of this machine's memory."),
     click.option("--rpc", metavar="HOST:PORT,...", help="Use the devices of these workers too."),
 )
-CONTEXT_OPTIONS = (
-    click.option("-c", "--ctx-size", type=click.IntRange(min=0), help="Tokens of context (0: as many as trained)."),
+# How tokens are read, whatever the context is.
+READING_OPTIONS = (
     click.option("-b", "--batch-size", type=POSITIVE, help="Most tokens per call of llama.cpp  [default: 2048]"),
     click.option("-ub", "--ubatch-size", type=POSITIVE, help="Most tokens computed at once  [default: 512]"),
     click.option(
@@ -50,6 +50,10 @@ CONTEXT_OPTIONS = (
     click.option("-ctk", "--cache-type-k", type=CACHE_TYPES, help="Type of the K cache  [default: f16]"),
     click.option("-ctv", "--cache-type-v", type=CACHE_TYPES, help="Type of the V cache  [default: f16]"),
     click.option("--n-expert-used", type=POSITIVE, metavar="K", help="Experts per token (1 is the Switch layer)."),
+)
+CONTEXT_OPTIONS = (
+    click.option("-c", "--ctx-size", type=click.IntRange(min=0), help="Tokens of context (0: as many as trained)."),
+    *READING_OPTIONS,
 )
 PLACING_OPTIONS = (
     click.option("-ngl", "--n-gpu-layers", "--gpu-layers", metavar="N", help="Layers on devices, from the last one."),

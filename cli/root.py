@@ -30,6 +30,8 @@ VERBS = {
     "devices": "List the devices that llama.cpp can use here.",
     "worker": "Serve this machine's devices to another one.",
     "bench": "Measure prompt processing and generation.",
+    "perplexity": "Measure how well a model predicts a text.",
+    "compare": "Measure what quantizations change, against a base.",
     "generate": "Complete a prompt.",
     "chat": "Talk to a model.",
 }

@@ -40,6 +40,7 @@ class LoadRequest:
     cache_type_v: str | None = None
     n_expert_used: int | None = None
     n_seq_max: int = 1
+    kv_unified: bool = True
     n_gpu_layers: int | None = None
     cpu_moe: bool = False
     n_cpu_moe: int = 0
@@ -72,16 +73,21 @@ DEFAULT_LOAD = LoadRequest()
 # What LoadRequest and LoadOptions call by the same name, where None leaves llama.cpp's default.
 _SAME = (
     *("n_threads", "n_threads_batch", "n_batch", "n_ubatch", "n_gpu_layers", "main_gpu", "split_mode", "numa"),
-    *("flash_attn", "cache_type_k", "cache_type_v", "n_expert_used", "repack", "devices", "n_seq_max"),
+    *("flash_attn", "cache_type_k", "cache_type_v", "n_expert_used", "repack", "devices", "n_seq_max", "kv_unified"),
     *("use_mlock", "use_mmap", "offload_kqv", "tensor_split"),
 )
 
 
 @contextmanager
-def opened_engine(path: Path, request: LoadRequest = DEFAULT_LOAD, listener: Listener = SILENT) -> "Iterator[Engine]":
-    """Load a model and a context as `request` says, and close both in the end; llama.cpp's log is a detail."""
+def opened_engine(
+    path: Path, request: LoadRequest = DEFAULT_LOAD, listener: Listener = SILENT, on_eval: object = None
+) -> "Iterator[Engine]":
+    """Load a model and a context as `request` says, and close both in the end; llama.cpp's log is a detail.
+
+    `on_eval` is the callback of a runner.tap.Tap, which then hears the graphs that are computed.
+    """
     with listening(_by_line(listener.detail)):
-        model, engine = load_model(path, request, listener)
+        (model, engine), _ = _load(path, request, listener, on_eval)
         with model, engine:
             yield engine
 
@@ -119,7 +125,9 @@ def load_model(path: Path, request: LoadRequest, listener: Listener = SILENT) ->
     return _load(path, request, listener)[0]
 
 
-def _load(path: Path, request: LoadRequest, listener: Listener) -> "tuple[tuple[Model, Engine], LoadOptions]":
+def _load(
+    path: Path, request: LoadRequest, listener: Listener, on_eval: object = None
+) -> "tuple[tuple[Model, Engine], LoadOptions]":
     from ..formats.gguf_file import read_gguf
     from ..models.pre_tokenizers import missing_pre_tokenizer
     from ..runner.engine import Engine
@@ -136,7 +144,7 @@ def _load(path: Path, request: LoadRequest, listener: Listener) -> "tuple[tuple[
     def load(options: "LoadOptions") -> "tuple[Model, Engine]":
         model = Model(path, options)
         try:
-            return model, Engine(model, options)
+            return model, Engine(model, options, on_eval)
         except BaseException:
             model.close()
             raise

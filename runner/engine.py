@@ -123,6 +123,27 @@ class Engine:
         self._decode([part])
         return np.ctypeslib.as_array(llama().llama_get_logits(self.pointer), (len(tokens), self.model.n_vocab))
 
+    def decode_marked(self, parts: Sequence[tuple[int, Sequence[int]]], marked: np.ndarray) -> np.ndarray:
+        """Append tokens to sequences, (sequence, tokens) each, in one batch of at most n_batch tokens.
+
+        `marked` is bool [tokens of all parts]: the logits after those are returned, float32 [marked, n_vocab], a view
+        until the next step. Raises what `step` raises.
+        """
+        batch = [Part(number, sequence, tokens, None, None) for number, (sequence, tokens) in enumerate(parts)]
+        self._batch.fill(batch, self.cached)
+        self._batch.wanted[: len(marked)] = marked
+        self._decode(batch)
+        n_marked = int(np.count_nonzero(marked))
+        if not n_marked:
+            return np.empty((0, self.model.n_vocab), np.float32)
+        return np.ctypeslib.as_array(llama().llama_get_logits(self.pointer), (n_marked, self.model.n_vocab))
+
+    def clear(self) -> None:
+        """Empty the cache of all sequences."""
+        llama().llama_memory_clear(self.memory, True)
+        for held in self.cached:
+            held.clear()
+
     def reuse(self, sequence: int, tokens: Sequence[int]) -> int:
         """Keep of a sequence what is a prefix of `tokens`, forget the rest; return how many tokens are kept.
 

@@ -11,6 +11,8 @@ class LoadOptions:
     most), physical cores, all devices.
 
     - n_ctx: tokens of context in total, shared by `n_seq_max` sequences (the cache is unified).
+    - kv_unified: whether sequences share one cache; else each has n_ctx / n_seq_max tokens of its own, as in
+      llama.cpp's measuring tools.
     - n_batch, n_ubatch: most tokens per call of llama_decode, and per graph computed.
     - n_gpu_layers: layers on devices, counted from the last one; -1 is all of them.
     - tensor_overrides: (regular expression over tensor names, device name), first match wins, as in llama.cpp's
@@ -47,5 +49,6 @@ class LoadOptions:
     cache_type_v: str = "f16"
     n_expert_used: int | None = None
     n_seq_max: int = 1
+    kv_unified: bool = True
     repack: bool | None = None
     vocab_only: bool = False

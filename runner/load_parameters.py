@@ -72,7 +72,7 @@ def context_parameters(options: LoadOptions, n_ctx_train: int) -> Any:
     parameters.n_batch = min(options.n_batch, parameters.n_ctx)
     parameters.n_ubatch = min(options.n_ubatch, parameters.n_batch)
     parameters.n_seq_max = options.n_seq_max
-    parameters.kv_unified = True
+    parameters.kv_unified = options.kv_unified
     parameters.n_threads = options.n_threads or best_thread_count()
     parameters.n_threads_batch = options.n_threads_batch or options.n_threads or best_thread_count()
     parameters.offload_kqv = options.offload_kqv

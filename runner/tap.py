@@ -152,6 +152,8 @@ def read_tensor(tensor: int, n_tokens: int) -> np.ndarray:
     if dtype is None:
         raise EngineError(f"a tensor of type {GGMLQuantizationType(head.type).name} cannot be captured")
     shape, strides = tuple(head.ne)[::-1], tuple(head.nb)[::-1]
+    if not all(shape):
+        return np.empty((0, shape[-1]), dtype)
     span = dtype.itemsize + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     data = np.empty(span, np.uint8)
     functions().ggml_backend_tensor_get(tensor, data.ctypes.data, 0, span)
