@@ -14,6 +14,7 @@ from click.shell_completion import CompletionItem
 from ..formats.errors import Interrupted, MoeGgufError
 from ..jobs.sources import CATALOGUE_VARIABLE
 from .models import CATALOGUE
+from .process import ended_status
 
 # What a shell reports of a program that SIGPIPE ended: 128 and the number of the signal.
 SIGPIPE_STATUS = 141
@@ -131,7 +132,7 @@ def root(ctx: click.Context, catalogue: str | None) -> None:
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """Run the command line; exit with 0, 1 (failed, with one line), 2 (bad usage), 130 or 141."""
+    """Run the command line; exit with 0, 1 (failed, with one line), 2 (bad usage), 130 (Ctrl-C), 141 or 143."""
     for stream, errors in ((sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace"), (sys.stdin, "replace")):
         # A terminal of another encoding, or a text that is no UTF-8, must not end a report or a chat.
         if isinstance(stream, io.TextIOWrapper):
@@ -142,16 +143,22 @@ def run(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         status = error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("moe-gguf: interrupted", err=True)
-        status = 130
+    except (KeyboardInterrupt, click.Abort) as error:
+        tell("interrupted")
+        status = ended_status(error)
     except Interrupted as error:
-        click.echo(f"moe-gguf: {describe(error)}", err=True)
-        status = 130
+        tell(describe(error))
+        status = ended_status(error)
     except (MoeGgufError, OSError, MemoryError) as error:
-        click.echo(f"moe-gguf: {describe(error)}", err=True)
+        tell(describe(error))
         status = 1
     sys.exit(status)
+
+
+def tell(message: str) -> None:
+    """Print the last words; a terminal that was closed hears none."""
+    with suppress(OSError):
+        click.echo(f"moe-gguf: {message}", err=True)
 
 
 def describe(error: BaseException) -> str:

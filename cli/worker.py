@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from .loading import split_list
+from .process import end_at_once, ended_status
 from .terminal import TERMINAL, verbosity
 
 DEFAULT_PORT = 50052
@@ -28,4 +29,8 @@ def command(host: str, port: int, threads: int | None, device: str | None, cache
     from ..jobs import worker as job
 
     names = tuple(split_list(device)) if device else None
-    job.run(job.Request(host, port, threads, names, Path(cache) if cache else None), TERMINAL)
+    try:
+        job.run(job.Request(host, port, threads, names, Path(cache) if cache else None), TERMINAL)
+    except KeyboardInterrupt as error:
+        # llama.cpp computes on in a thread of its own, with what the interpreter's end would free
+        end_at_once(ended_status(error), "interrupted")

@@ -6,6 +6,7 @@
 import ctypes
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -24,6 +25,22 @@ def llama() -> Any:
 
     Raises EngineError when the package or its library cannot be loaded.
     """
+    bindings = _bindings()
+    for act in _once_loaded:
+        act()
+    return bindings
+
+
+def when_loaded(act: Callable[[], object]) -> None:
+    """Call `act` once llama.cpp is loaded, before it is used; for the program that owns the process (see cli/)."""
+    _once_loaded.append(act)
+
+
+_once_loaded: list[Callable[[], object]] = []
+
+
+@cache
+def _bindings() -> Any:
     try:
         from llama_cpp import llama_cpp
     except (ImportError, OSError, RuntimeError) as error:
@@ -39,7 +56,7 @@ def llama() -> Any:
 def library_folder() -> Path:
     """Return the folder that holds libllama and the libggml-* libraries."""
     override = os.environ.get("LLAMA_CPP_LIB_PATH")
-    return Path(override) if override else Path(str(llama().__file__)).parent / "lib"
+    return Path(override) if override else Path(str(_bindings().__file__)).parent / "lib"
 
 
 @cache
@@ -51,7 +68,7 @@ def ggml(name: str) -> ctypes.CDLL:
     So what libllama is linked with is looked up through libllama, and only what is not (every library on
     Windows, backends that are loaded at run time) by its file. Raises EngineError when this build does not have it.
     """
-    bindings = llama()
+    bindings = _bindings()
     if sys.platform != "win32":
         linked = ctypes.CDLL(name, handle=bindings._lib._handle)
         if hasattr(linked, MARKERS.get(name, f"ggml_backend_{name.removeprefix('ggml-')}_reg")):
@@ -83,7 +100,14 @@ def shortened(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-_listeners: list[Callable[[int, str], None]] = []
+class _Listeners(threading.local):
+    """Who listens in this thread: llama.cpp has one log for the process, and calls it from the thread that works."""
+
+    def __init__(self) -> None:
+        self.here: list[Callable[[int, str], None]] = []
+
+
+_listeners = _Listeners()
 
 
 @cache
@@ -91,19 +115,25 @@ def _log_callback(bindings: Any) -> Any:
     """Return the C callback that hands llama.cpp's log to the listeners; cached so that it stays alive."""
 
     def on_log(level: int, text: bytes | None, _: Any) -> None:
-        line = (text or b"").decode("utf-8", "replace")
-        for listener in tuple(_listeners):
-            listener(level, line)
+        if here := tuple(_listeners.here):
+            line = (text or b"").decode("utf-8", "replace")
+            for listener in here:
+                listener(level, line)
 
     return bindings.llama_log_callback(on_log)
 
 
 @contextmanager
 def listening(listener: Callable[[int, str], None]) -> Iterator[None]:
-    """Call `listener(level, text)` for what llama.cpp logs inside the block (ggml levels: 3 warns, 4 fails)."""
+    """Call `listener(level, text)` for what llama.cpp logs in this thread inside the block (3 warns, 4 fails).
+
+    Keep the block around one call of llama.cpp, so that models of one process do not hear each other. What a thread
+    of llama.cpp's own logs is heard by nobody.
+    """
     llama()
-    _listeners.append(listener)
+    here = _listeners.here
+    here.append(listener)
     try:
         yield
     finally:
-        _listeners.remove(listener)
+        here.remove(listener)

@@ -82,14 +82,14 @@ _SAME = (
 def opened_engine(
     path: Path, request: LoadRequest = DEFAULT_LOAD, listener: Listener = SILENT, on_eval: object = None
 ) -> "Iterator[Engine]":
-    """Load a model and a context as `request` says, and close both in the end; llama.cpp's log is a detail.
+    """Load a model and a context as `request` says, and close both in the end; what llama.cpp logs is a detail.
 
     `on_eval` is the callback of a runner.tap.Tap, which then hears the graphs that are computed.
     """
     with listening(_by_line(listener.detail)):
         (model, engine), _ = _load(path, request, listener, on_eval)
-        with model, engine:
-            yield engine
+    with model, engine:
+        yield engine
 
 
 def _by_line(tell: Callable[[str], None]) -> Callable[[int, str], None]:
@@ -112,9 +112,9 @@ def opened_model(
     """Load a model for contexts of one's own, to be made with the options that come with it; close it in the end."""
     with listening(_by_line(listener.detail)):
         (model, engine), options = _load(path, request, listener)
-        engine.close()
-        with model:
-            yield model, options
+    engine.close()
+    with model:
+        yield model, options
 
 
 def load_model(path: Path, request: LoadRequest, listener: Listener = SILENT) -> "tuple[Model, Engine]":

@@ -14,17 +14,14 @@ import numpy as np
 
 from ..formats.errors import EngineError
 from ..formats.llamacpp import listening, llama
+from .interrupt import Cancelled, held_interrupts
 from .load_options import LoadOptions
 from .load_parameters import context_parameters
-from .model import FAILS, Model, first_reason
+from .model import Model, complaining, first_reason
 from .placing.cache_room import check_cache_room
 from .sampling import Sampler
 
 ABORTED, NO_ROOM = 2, 1
-
-
-class Cancelled(EngineError):
-    """The work was cancelled; the engine can go on."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +75,13 @@ class Engine:
             parameters.cb_eval = on_eval
         self._on_eval = on_eval
         complaints: list[str] = []
-        with listening(lambda level, text: complaints.append(text.strip()) if level >= FAILS else None):
-            self.pointer = api.llama_init_from_model(model.pointer, parameters)
+        self.pointer = None
+        try:
+            with held_interrupts(), listening(complaining(complaints)):
+                self.pointer = api.llama_init_from_model(model.pointer, parameters)
+        except BaseException:
+            self.close()
+            raise
         if not self.pointer:
             raise EngineError(
                 f"{model.path}: no context of {parameters.n_ctx} tokens can be made: {first_reason(complaints)}; "
@@ -204,7 +206,9 @@ class Engine:
         if self._cancel.raw != b"\0":
             self.resume()
             raise Cancelled("cancelled")
-        status = llama().llama_decode(self.pointer, self._batch.struct)
+        complaints: list[str] = []
+        with listening(complaining(complaints)):
+            status = llama().llama_decode(self.pointer, self._batch.struct)
         for part in parts:
             self.cached[part.sequence].extend(part.tokens)
         if status:
@@ -216,7 +220,7 @@ class Engine:
                 raise EngineError(
                     f"the context of {self.n_ctx} tokens is full; use a larger -c/--ctx-size or a shorter prompt"
                 )
-            raise EngineError(f"{self.model.path}: llama.cpp failed to compute (status {status}); see -v")
+            raise EngineError(f"{self.model.path}: llama.cpp cannot compute: {first_reason(complaints)}")
 
     def _reconcile(self, sequences: set[int]) -> None:
         """Make our books agree with the cache after a batch that was not finished."""

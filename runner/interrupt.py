@@ -1,17 +1,28 @@
-"""Ctrl-C while llama.cpp computes: Python's own handler would wait until the computation is over."""
+"""Ctrl-C, and the signals that end a program, while llama.cpp works: Python's handlers would wait until it is over."""
 
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
-from .engine import Cancelled, Engine
+from ..formats.errors import EngineError
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+# Ctrl-C, `kill`, a terminal that was closed (Windows has no such signal)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+class Cancelled(EngineError):
+    """The work was cancelled; the engine can go on."""
 
 
 @contextmanager
-def interruptible(engine: Engine) -> Iterator[None]:
+def interruptible(engine: "Engine") -> Iterator[None]:
     """Let Ctrl-C stop what the engine computes inside the block, and then raise KeyboardInterrupt as ever.
 
     Inside a callback that llama.cpp calls, Python would print a KeyboardInterrupt and go on.
@@ -34,8 +45,9 @@ def interruptible(engine: Engine) -> Iterator[None]:
 
 @contextmanager
 def on_interrupt(act: Callable[[], None]) -> Iterator[None]:
-    """Call `act` at once when SIGINT comes inside the block, from another thread, instead of KeyboardInterrupt.
+    """Call `act` at once when a signal of SIGNALS comes inside the block, from another thread.
 
+    SIGINT has then done its work. The others end the program: their own handlers are called when the block is left.
     The interpreter's C handler writes to a socket even while the main thread is inside a C call; a thread waits
     at its other end. Outside the main thread, where no signals arrive, this does nothing.
     """
@@ -49,20 +61,61 @@ def on_interrupt(act: Callable[[], None]) -> Iterator[None]:
     # A handler is only ever in place with its socket: between the two, Ctrl-C would be lost.
     old_fd = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     try:
-        old_handler: Any = signal.signal(signal.SIGINT, lambda *_: None)
-        try:
+        with _collected() as came:
             yield
-        finally:
-            signal.signal(signal.SIGINT, old_handler)
     finally:
         signal.set_wakeup_fd(old_fd)
         theirs.close()
         watcher.join()
         ours.close()
+    _raise_again(number for number in came if number != signal.SIGINT)
+
+
+@contextmanager
+def held_interrupts() -> Iterator[Callable[[], bool]]:
+    """Hold the signals of SIGNALS back for as long as a C function runs that calls Python, where they would be lost.
+
+    Yields a function that tells whether one came, for a callback that can end the work. When the block is left, by
+    whatever way, what came takes effect. Outside the main thread this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    came: list[int] = []
+    try:
+        with _collected() as came:
+            yield lambda: bool(came)
+    finally:
+        _raise_again(came)
+
+
+@contextmanager
+def _collected() -> Iterator[list[int]]:
+    """Collect signals in a list instead of handling them; those that Python does not handle stay as they are."""
+    came: list[int] = []
+    before: dict[int, Any] = {}
+
+    def collect(number: int, _: FrameType | None) -> None:
+        came.append(number)
+
+    try:
+        for number in SIGNALS:
+            if callable(signal.getsignal(number)):
+                before[number] = signal.signal(number, collect)
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _raise_again(numbers: Any) -> None:
+    """Give signals that were held back to the handlers that are in place now."""
+    for number in tuple(numbers):
+        signal.raise_signal(number)
 
 
 def _watch(signals: socket.socket, act: Callable[[], None]) -> None:
     """Read signal numbers until the other end closes."""
     while received := signals.recv(64):
-        if signal.SIGINT in received:
+        if any(number in received for number in SIGNALS):
             act()

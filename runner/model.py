@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -11,25 +12,36 @@ from ..formats.errors import EngineError
 from ..formats.gguf_file import GgufFile
 from ..formats.llamacpp import listening, llama
 from .gguf_check import check_gguf
+from .interrupt import held_interrupts
 from .load_options import LoadOptions
 from .load_parameters import model_parameters
 
-WARNS, FAILS = 3, 4
+FAILS = 4
 
 
 class Model:
     """The one owner of a `llama_model`. Free it with `close` (or leave a `with` block) after its contexts."""
 
     def __init__(self, path: Path, options: LoadOptions) -> None:
-        """Check the file, then load it. Raises GgufError or EngineError with one line that says why not."""
+        """Check the file, then load it; Ctrl-C ends that too.
+
+        Raises GgufError or EngineError with one line that says why not.
+        """
         api = llama()
         self.path = path
         self.file: GgufFile = check_gguf(path)
         parameters, self._keep = model_parameters(self.file, options)
         use_numa(options.numa)
         complaints: list[str] = []
-        with listening(lambda level, text: complaints.append(text.strip()) if level == FAILS else None):
-            self.pointer = api.llama_model_load_from_file(os.fsencode(path), parameters)
+        self.pointer = None
+        try:
+            with held_interrupts() as interrupted, listening(complaining(complaints)):
+                # llama.cpp asks between tensors whether it is to go on
+                parameters.progress_callback = api.llama_progress_callback(lambda _, __: not interrupted())
+                self.pointer = api.llama_model_load_from_file(os.fsencode(path), parameters)
+        except BaseException:
+            self.close()
+            raise
         if not self.pointer:
             raise EngineError(f"{path}: llama.cpp cannot load it: {first_reason(complaints)}")
         self.vocab = api.llama_model_get_vocab(self.pointer)
@@ -50,6 +62,11 @@ class Model:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def complaining(complaints: list[str]) -> Callable[[int, str], None]:
+    """Return a listener of llama.cpp's log that collects what it calls an error."""
+    return lambda level, text: complaints.append(text.strip()) if level == FAILS else None
 
 
 def first_reason(complaints: list[str]) -> str:

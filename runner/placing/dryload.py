@@ -11,6 +11,7 @@ from dataclasses import replace
 from ...formats.errors import EngineError
 from ...formats.gguf_file import GgufFile
 from ...formats.llamacpp import listening, llama
+from ..interrupt import held_interrupts
 from ..load_options import LoadOptions
 from ..load_parameters import context_parameters, model_parameters
 from .devices import list_devices
@@ -30,7 +31,7 @@ def measure(file: GgufFile, options: LoadOptions) -> tuple[dict[str, int], int]:
     api, log = llama(), []
     parameters, keep = model_parameters(file, replace(options, use_mmap=False, use_mlock=False))
     parameters.no_alloc = True
-    with listening(lambda level, text: log.append((level, text))):
+    with held_interrupts(), listening(lambda level, text: log.append((level, text))):
         model = api.llama_model_load_from_file(os.fsencode(file.path), parameters)
         try:
             context = model and api.llama_init_from_model(

@@ -1,10 +1,9 @@
 """Other machines' devices through llama.cpp's RPC backend: serve this machine's, or add those of workers.
 
 Comes in: host and port. Goes out: registered devices named RPC0, RPC1, ... The protocol has no authentication
-and no encryption. llama.cpp ends the process when a worker goes away, so that moment is given a clear line.
+and no encryption. llama.cpp ends the process when a worker goes away; what is said then is up to who owns the process.
 """
 
-import contextlib
 import ctypes
 import ipaddress
 import os
@@ -12,7 +11,6 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 from ...formats.errors import EngineError
@@ -26,8 +24,6 @@ REBUILD = (
 CONNECT_SECONDS = 5.0
 POINTER = ctypes.c_void_p
 HELLO, HELLO_BYTES = 14, 24
-# from ggml/src/ggml-rpc/ggml-rpc.cpp: what ggml_abort is given when a connection breaks
-LOST_CONNECTION = ("RPC server", "RPC handshake", "ggml-rpc")
 
 
 def rpc_function(name: str, arguments: Sequence[Any], result: Any) -> Any:
@@ -99,8 +95,7 @@ def add_servers(endpoints: Sequence[str]) -> list[str]:
     """Connect to workers and register their devices; return the names, in the order of `endpoints`.
 
     Adding a worker again returns its devices. Raises EngineError when one cannot be reached, does not speak
-    this version of the protocol, or has no device. From then on a worker that goes away ends the process with
-    one line and status 1.
+    this version of the protocol, or has no device. From then on a worker that goes away ends the process.
     """
     connect = rpc_function("ggml_backend_rpc_add_server", (ctypes.c_char_p,), POINTER)
     register = linked("ggml_backend_register", "ggml", (POINTER,))
@@ -112,7 +107,6 @@ def add_servers(endpoints: Sequence[str]) -> list[str]:
         address = f"{_resolve(host)}:{port}"
         if address not in _added:
             check_worker(host, port)
-            explain_aborts()
             registry = connect(address.encode())
             if not registry:
                 raise EngineError(f"the worker {endpoint} offers no device")
@@ -124,6 +118,11 @@ def add_servers(endpoints: Sequence[str]) -> list[str]:
             _added[address] = [device.name for device in list_devices() if device.name not in before]
         names += _added[address]
     return names
+
+
+def workers() -> list[str]:
+    """Return the addresses of the workers that this process uses: llama.cpp forgets none."""
+    return list(_added)
 
 
 _added: dict[str, list[str]] = {}
@@ -166,28 +165,3 @@ def _receive(connection: socket.socket, n_bytes: int) -> bytes:
     while len(received) < n_bytes and (piece := connection.recv(n_bytes - len(received))):
         received += piece
     return received
-
-
-@cache
-def explain_aborts() -> Any:
-    """Make llama.cpp end the process with one line and status 1 where it would print a backtrace and abort.
-
-    ggml_abort never returns to its caller, so a lost worker cannot become an exception. Returns the callback,
-    which the cache keeps alive.
-    """
-
-    def on_abort(message: bytes | None) -> None:
-        text = (message or b"").decode("utf-8", "replace").strip()
-        if any(phrase in text for phrase in LOST_CONNECTION):
-            workers = ", ".join(_added) or "a worker"
-            text = f"the connection to a worker was lost ({workers}); start it again and repeat the command"
-        else:
-            text = f"llama.cpp cannot go on: {text}"
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-        os.write(2, f"\nmoe-gguf: {text}\n".encode())
-        os._exit(1)
-
-    callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(on_abort)
-    linked("ggml_set_abort_callback", "ggml-base", (ctypes.c_void_p,), ctypes.c_void_p)(callback)
-    return callback

