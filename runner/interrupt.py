@@ -6,12 +6,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ..formats.errors import EngineError
-
-if TYPE_CHECKING:
-    from .engine import Engine
 
 # Ctrl-C, `kill`, a terminal that was closed (Windows has no such signal)
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -21,8 +18,16 @@ class Cancelled(EngineError):
     """The work was cancelled; the engine can go on."""
 
 
+class Cancellable(Protocol):
+    """What computes, and raises Cancelled after `cancel` was called: an Engine."""
+
+    def cancel(self) -> None:
+        """Stop; any thread may call this."""
+        ...
+
+
 @contextmanager
-def interruptible(engine: "Engine") -> Iterator[None]:
+def interruptible(engine: Cancellable) -> Iterator[None]:
     """Let Ctrl-C stop what the engine computes inside the block, and then raise KeyboardInterrupt as ever.
 
     Inside a callback that llama.cpp calls, Python would print a KeyboardInterrupt and go on.
