@@ -25,9 +25,11 @@ def count_experts(tensors: Mapping[str, TensorInfo], experts: tuple[Experts, ...
 
 
 def stack(
-    tensors: Mapping[str, TensorInfo], matrix: Experts, layer: int, n_expert: int, shape: tuple[int, int]
+    tensors: Mapping[str, TensorInfo], matrix: Experts, layer: int, n_expert: int, shape: tuple[int, int], keys: str
 ) -> tuple[Piece, ...]:
     """Return the pieces that give one matrix of all experts, `shape` (rows, row length) each.
+
+    `keys` are those of config.json that the shape comes from.
 
     Raises CheckpointError naming the expert that is missing or has another shape.
     """
@@ -39,7 +41,8 @@ def stack(
             expected = (n_expert, n_parts * n_rows, row_length)
             if info.shape != expected:
                 raise CheckpointError(
-                    f"{name} ({info.where}) has the shape {list(info.shape)}; config.json asks for {list(expected)}"
+                    f"{name} ({info.where}) has the shape {list(info.shape)}; "
+                    f"config.json asks for {list(expected)} ({keys})"
                 )
             starts = [(expert * n_parts + part) * n_rows for expert in range(n_expert)]
             return tuple(Piece(name, start, start + n_rows) for start in starts)
@@ -53,6 +56,12 @@ def stack(
         if info is None:
             raise CheckpointError(f"expert {expert} of layer {layer} is missing: no tensor {name}; merge again")
         if info.shape != shape:
+            names = (matrix.classic.format(layer=layer, expert=index) for index in range(n_expert))
+            if len({tensors[one].shape for one in names if one in tensors}) == 1 < n_expert:
+                raise CheckpointError(
+                    f"{name} ({info.where}) has the shape {list(info.shape)}, and so have all experts of layer "
+                    f"{layer}; config.json asks for {list(shape)} ({keys}), which is wrong: correct it"
+                )
             raise CheckpointError(
                 f"expert {expert} of layer {layer} has another shape: {name} ({info.where}) is {list(info.shape)}, "
                 f"not {list(shape)}; experts must be of one size"

@@ -12,7 +12,7 @@ from gguf.constants import MODEL_TENSOR
 from ..formats.errors import CheckpointError
 from ..formats.source import TensorInfo
 from ..models.families.parts import EMBEDDING, OUTPUT, OUTPUT_NORM, TIED_OUTPUT
-from ..models.family import Experts, Family, Single, gguf_name, shape_of
+from ..models.family import Experts, Family, Single, gguf_name, keys_behind, shape_of
 from ..models.model_config import ModelConfig
 from ..writer.plan import FLOAT_TYPES, Piece, PlannedTensor, RopePermutation
 from .experts import count_experts, stack
@@ -47,7 +47,7 @@ class _Gatherer:
         part, n_parts = rule.part
         expected = shape_of(rule.shape, self.config)
         n_rows = expected[0] if n_parts > 1 else info.n_rows
-        self._check_shape(info, (expected[0] * n_parts, *expected[1:]))
+        self._check_shape(info, (expected[0] * n_parts, *expected[1:]), rule)
         self._use(name)
         heads = {"q": self.config.n_head, "k": self.config.n_head_kv}.get(rule.heads)
         yield PlannedTensor(
@@ -62,7 +62,9 @@ class _Gatherer:
         """Plan one matrix of all experts of a layer."""
         config = self.config
         shape = shape_of(matrix.shape, config)
-        pieces = stack(self.tensors, matrix, layer, config.n_expert, (shape[0], shape[1]))
+        pieces = stack(
+            self.tensors, matrix, layer, config.n_expert, (shape[0], shape[1]), keys_behind(self.family, matrix.shape)
+        )
         for piece in pieces:
             self._use(piece.name)
         dtypes = {self.tensors[piece.name].dtype for piece in pieces}
@@ -82,10 +84,11 @@ class _Gatherer:
             )
         self.used.add(name)
 
-    def _check_shape(self, info: TensorInfo, expected: tuple[int, ...]) -> None:
+    def _check_shape(self, info: TensorInfo, expected: tuple[int, ...], rule: Single) -> None:
         if info.shape != expected:
             raise CheckpointError(
-                f"{info.name} ({info.where}) has the shape {list(info.shape)}; config.json asks for {list(expected)}"
+                f"{info.name} ({info.where}) has the shape {list(info.shape)}; config.json asks for {list(expected)} "
+                f"({keys_behind(self.family, rule.shape)})"
             )
 
 

@@ -25,6 +25,7 @@ from gguf.constants import (
 from .errors import GgufError
 from .gguf_fields import Cursor, Field, plain
 
+MAGIC = GGUF_MAGIC.to_bytes(4, "little")
 LARGEST_DIMENSION = 2**40
 LARGEST_ALIGNMENT = 2**20
 LONGEST_NAME = 200
@@ -156,6 +157,13 @@ def _parse(cursor: Cursor, size: int, path: Path) -> GgufFile:
         raise cursor.fail(f"alignment {alignment!r:.40} is not a power of two up to {LARGEST_ALIGNMENT}")
     start = cursor.at + (-cursor.at) % alignment
     tensors = _place(entries, start, alignment, size, path)
+    end = max((tensor.offset + tensor.n_bytes for tensor in tensors.values()), default=start)
+    behind = bytes(cursor.data[end : end + alignment + 4]).find(MAGIC)
+    if behind >= 0:
+        raise GgufError(
+            f"{path}: another GGUF file begins at byte {end + behind}: shards joined by cat, which nothing can load; "
+            "keep them apart under their own names, or join those with llama.cpp's llama-gguf-split --merge"
+        )
     return GgufFile(path, (path,), fields, tensors, alignment, start)
 
 

@@ -66,6 +66,10 @@ def examine(recipe: Recipe, models: Models, compare: CompareTokenizers, watch: W
     """
     findings = [
         *_alike(recipe, models, watch),
+        *(
+            _warning(f"{key} means nothing to a mixture: mergekit-moe ignores it, and so does this")
+            for key in recipe.ignored
+        ),
         *_prompts(recipe),
         *_unused(recipe, models),
         *(finding for model in models.values() for finding in _compare(models[recipe.base_model], model, compare)),

@@ -128,17 +128,20 @@ def mixture_config(
     return {**base, "architectures": [kind.family.hf_name], "model_type": kind.family.model_type, **own}
 
 
-def choose_kind(model_types: Sequence[str], n_shared: int, architecture: str | None, where: str) -> MixtureKind:
-    """Return the kind that takes these dense model types; Mixtral where several do, as mergekit chooses.
+def choose_kind(model_types: Mapping[str, str], n_shared: int, architecture: str | None, where: str) -> MixtureKind:
+    """Return the kind that takes these dense models' types; Mixtral where several do, as mergekit chooses.
 
-    `architecture` is the recipe's wish. Raises RecipeError when the models differ in type or nothing takes them.
+    `model_types` are by what the recipe calls each model, the base first; `architecture` is the recipe's
+    wish. Raises RecipeError when the models differ in type or nothing takes them.
     """
-    if len(set(model_types)) > 1:
+    base, model_type = next(iter(model_types.items()))
+    others = [f"{label} is {kind}" for label, kind in model_types.items() if kind != model_type]
+    if others:
         raise RecipeError(
-            f"{where}: base and experts are of different architectures ({', '.join(sorted(set(model_types)))}); "
-            "a mixture needs one"
+            f"{where}: base and experts are of different architectures "
+            f"({', '.join(sorted(set(model_types.values())))}): the base {base} is {model_type}, "
+            f"{', '.join(others[:4])}; a mixture needs one"
         )
-    model_type = model_types[0]
     candidates = [kind for kind in KINDS if model_type in kind.mixture.takes]
     if not candidates:
         known = ", ".join(sorted({one for kind in KINDS for one in kind.mixture.takes}))
@@ -154,8 +157,20 @@ def choose_kind(model_types: Sequence[str], n_shared: int, architecture: str | N
     fitting = [kind for kind in candidates if n_shared in kind.mixture.n_shared]
     if not fitting:
         needs = "; ".join(f"{one.name} takes {' or '.join(map(str, one.mixture.n_shared))}" for one in candidates)
-        raise RecipeError(f"{where}: {n_shared} shared experts do not fit: {needs}")
+        raise RecipeError(
+            f"{where}: {n_shared} shared experts do not fit: {needs}; {_how_to_fit(n_shared, candidates)}"
+        )
     return fitting[0]
+
+
+def _how_to_fit(n_shared: int, candidates: Sequence[MixtureKind]) -> str:
+    if n_shared:
+        return "leave out shared_experts, or all but one"
+    prompts = ", positive_prompts" if candidates[0].shared_gate else ""
+    return (
+        f"add shared_experts: with one entry, as the base itself: its source_model{prompts} and a residual_scale such "
+        "as 0.1 (see docs/merge.md)"
+    )
 
 
 def _plain(architecture: str) -> str:

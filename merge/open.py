@@ -69,7 +69,7 @@ def _check_gates(of: Ingredients) -> None:
 
 def family_of(recipe: Recipe, models: Models) -> MixtureKind:
     """Return what kind of mixture the recipe makes. Raises RecipeError when its models do not fit together."""
-    types = [models[reference].model_type for reference in recipe.references]
+    types = {models[reference].label: models[reference].model_type for reference in recipe.references}
     family = choose_kind(types, len(recipe.shared_experts), recipe.architecture, recipe.name)
     prompted = any(expert.positive_prompts for expert in recipe.shared_experts)
     if family.shared_gate and not prompted and recipe.gate_mode not in RANDOM_MODES:

@@ -17,6 +17,9 @@ RANDOM_MODES = ("random", "uniform_random")
 GATE_MODES = (*PROMPTED_MODES, *RANDOM_MODES, "calibrated")
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
+# What says that a recipe is for mergekit-yaml, and what mergekit-moe ignores beside its own keys.
+DENSE_RECIPE_KEYS = ("merge_method", "slices", "models", "modules")
+IGNORED_KEYS = ("merge_method", "parameters", "tokenizer_source", "tokenizer", "chat_template", "out_dtype")
 RECIPE_KEYS = (
     "base_model",
     "experts",
@@ -69,7 +72,10 @@ class Expert:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to merge. `folder` is where relative paths start; `source` is the recipe's own text."""
+    """What to merge. `folder` is where relative paths start; `source` is the recipe's own text.
+
+    `ignored` are keys of other recipes, which mean nothing to a mixture.
+    """
 
     name: str
     folder: Path
@@ -82,6 +88,7 @@ class Recipe:
     architecture: str | None = None
     seed: int = 0
     source: str = ""
+    ignored: tuple[str, ...] = ()
 
     @property
     def references(self) -> tuple[ModelReference, ...]:
@@ -176,7 +183,14 @@ def recipe_yaml(recipe: Recipe) -> str:
 
 
 def _recipe(content: Mapping[str, Any], where: Where, name: str, folder: Path) -> Recipe:
-    check_keys(content, RECIPE_KEYS, where)
+    dense = next((key for key in DENSE_RECIPE_KEYS if key in content), None)
+    if dense and "experts" not in content:
+        raise RecipeError(
+            f"{where.prefix}{dense} is a key of recipes for mergekit-yaml, which merge models into one dense model; a "
+            "mixture's recipe has experts, and that dense model can be one of them once mergekit-yaml has made it"
+        )
+    ignored = tuple(key for key in content if key in IGNORED_KEYS)
+    check_keys({key: value for key, value in content.items() if key not in ignored}, RECIPE_KEYS, where)
     mode = text(content, "gate_mode", where, choices=GATE_MODES) or "hidden"
     experts = tuple(
         _expert(entry, where.at(f"expert {index + 1}"))
@@ -204,6 +218,7 @@ def _recipe(content: Mapping[str, Any], where: Where, name: str, folder: Path) -
         experts_per_token=2 if used is None else used,
         architecture=text(content, "architecture", where),
         seed=seed,
+        ignored=ignored,
     )
     _check_counts(recipe, where)
     _check_prompts(recipe, where)

@@ -214,24 +214,37 @@ def _dense_part(model: DenseModel, name: str, dtype: str | None, expert: Expert 
     noise = expert.noise_scale if expert else None
     scale = expert.residual_scale if expert and name.endswith("down_proj.weight") else None
 
+    label = f"{model.label}: {name}"
+
     def read(start: int, stop: int) -> np.ndarray:
         rows = source.read_rows(name, start, stop)
         if lora is not None:
-            rows = narrow(widen(rows) + change(lora, name, start, stop), info.dtype)
+            rows = fitting(widen(rows) + change(lora, name, start, stop), info.dtype, label)
         if noise is not None:
             drawn = widen(narrow(_noise(key, start, stop, info.row_length), info.dtype))
             scaled = widen(narrow(drawn * np.float32(noise), info.dtype))
-            rows = narrow(widen(rows) + scaled, info.dtype)
+            rows = fitting(widen(rows) + scaled, info.dtype, label)
         if scale is not None:
-            rows = narrow(widen(rows) * np.float32(scale), info.dtype)
-        return rows if dtype in (None, info.dtype) else narrow(widen(rows), dtype)
+            rows = fitting(widen(rows) * np.float32(scale), info.dtype, label)
+        return rows if dtype in (None, info.dtype) else fitting(widen(rows), dtype, label)
 
     return Part(info.n_rows, f"{model.checkpoint.folder.name}/{info.where}", read)
 
 
 def _array_part(values: np.ndarray, dtype: str | None, where: str) -> Part:
     rows = values.reshape(-1, values.shape[-1])
-    return Part(len(rows), where, lambda start, stop: narrow(rows[start:stop].copy(), dtype or "F32"))
+    return Part(len(rows), where, lambda start, stop: fitting(rows[start:stop].copy(), dtype or "F32", where))
+
+
+def fitting(rows: np.ndarray, dtype: str, label: str) -> np.ndarray:
+    """Round float32 rows; RecipeError where F16 cannot hold a number that is there."""
+    rounded = narrow(rows, dtype)
+    if dtype == "F16" and (lost := np.isinf(rounded) & np.isfinite(rows)).any():
+        raise RecipeError(
+            f"{label}: {rows[lost].flat[0]:g} is there, and float16 holds nothing beyond 65504; "
+            "write dtype: bfloat16 into the recipe"
+        )
+    return rounded
 
 
 def narrow(rows: np.ndarray, dtype: str) -> np.ndarray:

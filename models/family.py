@@ -151,6 +151,26 @@ class Family:
         return next(key for key in self.keys if key.field == field)
 
 
+# Keys that a derived number follows from; the first of an expert's widths that the family has.
+_DERIVED = {
+    "n_embd_q": ("n_head", "head_dim"),
+    "n_embd_kv": ("n_head_kv", "head_dim"),
+    "n_embd_head": ("head_dim",),
+    "n_ff_exp": ("n_ff_expert", "n_ff"),
+    "n_ff_shexp": ("n_ff_shared", "n_expert_shared", "n_ff_expert"),
+}
+
+
+def keys_behind(family: Family, shape: Iterable[Dimension]) -> str:
+    """Return the keys of config.json that a shape comes from, for messages."""
+    names = {key.field: key.names[0] for key in family.keys}
+    found: dict[str, None] = {}
+    for field in (one for one in shape if isinstance(one, str)):
+        known = [names[one] for one in _DERIVED.get(field, (field,)) if one in names]
+        found |= dict.fromkeys(known[:1] if field in ("n_ff_exp", "n_embd_head") else known)
+    return ", ".join(found)
+
+
 def gguf_name(tensor: MODEL_TENSOR, suffix: str = ".weight", layer: int = 0) -> str:
     """Return the name of a tensor in GGUF."""
     return TENSOR_NAMES[tensor].format(bid=layer) + suffix

@@ -26,8 +26,9 @@ SLAB_WEIGHTS = 2**20
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
 
 # What first_nonfinite found, and what to do about it.
-NONFINITE = ("NaN or infinity", "merge again")
-BEYOND_F32 = ("a number too large for F32", "merge again")
+NONFINITE = ("NaN or infinity", "take a copy without, or merge again")
+LOST_IN_F16 = ("NaN or infinity", "F16 holds nothing beyond 65504: if it was saved from another type, save it as BF16")
+BEYOND_F32 = ("a number too large for F32", "its type holds more than any of GGUF's; scale or clip it")
 BEYOND_F16 = ("a weight too large for F16", "use BF16")
 
 Encode = Callable[[PlannedTensor, int, np.ndarray, GGMLQuantizationType], np.ndarray]
@@ -250,7 +251,7 @@ class _Run:
         tensor = self.plan.tensors[slab.index]
         rows = read_planned(self.plan.source, tensor, slab.start, slab.stop)
         if rows.dtype != np.uint8:
-            self._demand_finite(tensor, slab, rows)
+            self._demand_finite(tensor, slab, rows, LOST_IN_F16 if rows.dtype == np.float16 else NONFINITE)
         if rows.dtype == np.float64:
             rows = widen(rows)
             self._demand_finite(tensor, slab, rows, BEYOND_F32)
