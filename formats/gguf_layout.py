@@ -1,6 +1,10 @@
 """Where every byte of a GGUF file goes, before the first is written: header, offsets, exact sizes, shards.
 
-magic, version, counts | fields | tensor entries | padding | tensor, padding | tensor, padding | ...
+0       4          8             16          24         (gguf v3, little-endian)
+| GGUF  | u32 3    | u64 tensors | u64 fields | fields  | tensor entries | padding | tensor | padding | tensor ...
+field:   u64 length, key | u32 type | value             (a string is u64 length, bytes; an array u32 type, u64 count)
+entry:   u64 length, name | u32 n_dims | u64 shape[n_dims] | u32 type | u64 offset from the end of the padding
+padding: to a multiple of general.alignment, 32 if it is not stated
 """
 
 import struct

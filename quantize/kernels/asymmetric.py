@@ -2,6 +2,16 @@
 
 Scales and minimums are searched with one block per SIMD lane; the levels are then computed and packed in the order
 in which the weights lie. Formulas and layouts: ggml/src/ggml-quants.c, ggml/src/ggml-common.h.
+
+Bytes of a block of 256 weights:
+
+    Q4_K   0       2       4              16                                                        144
+           | d f16 | m f16 | 12 B scales  | 4 x 32 B: low nibble weight 64j+i, high 64j+32+i        |
+    Q5_K   0       2       4              16                48                                      176
+           | d f16 | m f16 | 12 B scales  | 32 B fifth bits | 128 B as Q4_K                         |
+    Q2_K   0                16                                                80      82            84
+           | 16 B scales    | 2 x 32 B: bits 2k+1..2k of byte i: weight       | d f16 | m f16       |
+           | m << 4 | scale |           128h + 32k + i                        |       |             |
 """
 
 import numpy as np
@@ -96,8 +106,10 @@ def write_half(out, at, half):
 def pack_scales(found, lane, out, at):
     """Pack 8 scales and 8 minimums of 6 bits into 12 bytes.
 
-    Bytes 0-3: scales 0-3, above them 2 high bits of scales 4-7; bytes 4-7 the same for minimums; bytes 8-11:
-    low 4 bits of scales 4-7, above them low 4 bits of minimums 4-7.
+    bit     7     6     5     4     3     2     1     0
+    0 - 3   | scale 4-7 >> 4  | scale 0-3                |
+    4 - 7   | min 4-7 >> 4    | min 0-3                  |
+    8 - 11  | min 4-7 & 15          | scale 4-7 & 15     |
     """
     for j in range(4):
         scale, low = int(found[6, j * LANES + lane]), int(found[7, j * LANES + lane])
@@ -109,7 +121,7 @@ def pack_scales(found, lane, out, at):
 
 @inlined
 def pack_q4_k(tile, found, lane, half_d, half_m, out, at):
-    """d, dmin, 12 bytes of scales, then per 64 weights 32 bytes: low nibbles the first 32, high the second."""
+    """Pack a block of Q4_K, drawn above."""
     write_half(out, at, half_d)
     write_half(out, at + 2, half_m)
     pack_scales(found, lane, out, at + 4)
@@ -122,7 +134,7 @@ def pack_q4_k(tile, found, lane, half_d, half_m, out, at):
 
 @inlined
 def pack_q5_k(tile, found, lane, half_d, half_m, out, at):
-    """As Q4_K, with 32 bytes before the nibbles: bit j of byte i is the fifth bit of weight 32 * j + i."""
+    """Pack a block of Q5_K, drawn above; bit j of byte i of the fifth bits is that of weight 32j + i."""
     write_half(out, at, half_d)
     write_half(out, at + 2, half_m)
     pack_scales(found, lane, out, at + 4)
@@ -138,7 +150,7 @@ def pack_q5_k(tile, found, lane, half_d, half_m, out, at):
 
 @inlined
 def pack_q2_k(tile, found, lane, half_d, half_m, out, at):
-    """16 bytes (scale, minimum << 4), then per 128 weights 32 bytes of four 2-bit levels 32 apart, d, dmin."""
+    """Pack a block of Q2_K, drawn above."""
     for j in range(16):
         out[at + j] = int(found[6, j * LANES + lane]) | int(found[7, j * LANES + lane]) << 4
     for half in range(2):

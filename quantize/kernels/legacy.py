@@ -2,6 +2,14 @@
 
 Scales are found with one block per SIMD lane; the levels are then computed and packed in the order in which the
 weights lie. Formulas and layouts: ggml/src/ggml-quants.c, ggml/src/ggml-common.h.
+
+Bytes of a block of 32 weights; a nibble byte i holds weight i below and weight i + 16 above:
+
+    Q4_0   | d f16 | 16 B nibbles |                           18
+    Q4_1   | d f16 | m f16 | 16 B nibbles |                   20
+    Q5_0   | d f16 | 4 B: bit i of weight i >> 4 | 16 B |     22
+    Q5_1   | d f16 | m f16 | 4 B fifth bits | 16 B nibbles |  24
+    Q8_0   | d f16 | 32 x i8 |                                34
 """
 
 import numpy as np
@@ -98,7 +106,7 @@ def levels16(tile, at, found, lane, n_max, is_asymmetric, is_searched):
 
 @inlined
 def pack(tile, found, halves, lane, n_max, is_asymmetric, is_searched, out, at):
-    """d, m if asymmetric, 32 fifth bits if any, then 16 bytes (weight i, weight i + 16 << 4) or 32 of Q8_0."""
+    """Pack a block of one of the types, drawn above."""
     out[at] = halves[lane] & 0xFF
     out[at + 1] = halves[lane] >> 8
     at += 2

@@ -2,6 +2,15 @@
 
 Scales are searched with one block per SIMD lane; the levels are then computed and packed in the order in which the
 weights lie. Formulas and layouts: ggml/src/ggml-quants.c, ggml/src/ggml-common.h.
+
+Bytes of a block of 256 weights:
+
+    Q6_K   0                               128                              192                208      210
+           | 2 x 64 B low nibbles:         | 2 x 32 B high bits: bits       | 16 x i8 scales   | d f16  |
+           | i of weight 128h+i, 128h+64+i | 2k+1..2k of weight 128h+32k+i  | of 16 weights    |        |
+    Q3_K   0                     32                              96            108     110
+           | 32 B: bit j of byte | 2 x 32 B: bits 2k+1..2k of    | 12 B scales | d f16 |
+           | i: level 32j+i >> 2 | byte i: weight 128h+32k+i & 3 |             |       |
 """
 
 import numpy as np
@@ -59,10 +68,7 @@ def levels16(tile, at, found, j, lane, n_max):
 
 @inlined
 def pack_q6_k(tile, found, lane, half_d, out, at):
-    """Per 128 weights: 64 bytes of low nibbles; then 32 bytes of 2 high bits each; 16 int8 scales; d.
-
-    Byte i of the nibbles holds weights i and i + 64; byte i of the high bits weights i, i + 32, i + 64, i + 96.
-    """
+    """Pack a block of Q6_K, drawn above."""
     for half in range(2):
         for i in range(2):
             j = 8 * half + i
@@ -88,10 +94,11 @@ def kept16(levels, at, filled):
 
 @inlined
 def pack_q3_k(tile, found, imatrix, levels, lane, half_d, out, at):
-    """32 bytes: bit j of byte i is the high bit of weight 32 * j + i; 64 bytes of 2-bit levels; scales; d.
+    """Pack a block of Q3_K, drawn above, and its 16 scales of 6 bits, 32 added, in 12 bytes.
 
-    The 16 scales of 6 bits: bytes 0-7 hold the low nibbles of scales j and j + 8; bytes 8-11 the 2 high bits of
-    scales j, j + 4, j + 8, j + 12.
+    bit     7    6    5    4    3    2    1    0
+    0 - 7   | scale j+8 & 15    | scale j & 15     |     j = 0 .. 7
+    8 - 11  | j+12    | j+8     | j+4   | scale j  | >> 4, j = 0 .. 3
     """
     for i in range(2):
         mask = to_int(splat(0, 16))
