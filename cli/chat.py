@@ -39,10 +39,10 @@ FILE = click.Path(exists=True, dir_okay=False)
     "-r", "--reverse-prompt", "--stop", "stops", multiple=True, help="End an answer at this text; repeatable."
 )
 @click.option(
-    "--cache-prompt/--no-cache-prompt",
-    default=True,
-    show_default=True,
-    help="Decode only what is new since the last turn. Without it an answer depends on seed and conversation alone.",
+    "--exact",
+    is_flag=True,
+    help="Reuse of the cache only what does not change answers: the same seed then gives the same answer to the same "
+    "conversation. Long answers are read again.",
 )
 @template_options
 @sampling_options
@@ -57,7 +57,7 @@ def command(
     single_turn: bool,
     n_predict: int,
     stops: tuple[str, ...],
-    cache_prompt: bool,
+    exact: bool,
     **values: Any,
 ) -> None:
     """Talk to MODEL, a GGUF file or a name of the catalogue, through its chat template.
@@ -76,7 +76,7 @@ def command(
         n_predict=n_predict,
         stops=tuple(unescape(stop) for stop in stops),
         system=given(system, system_file, "-sys/--system", "-sysf/--system-prompt-file") or "",
-        cache_prompt=cache_prompt,
+        exact=exact,
     )
     prepared = job.prepare(request)
     tolerate_any_text()

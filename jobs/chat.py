@@ -28,7 +28,7 @@ class Request:
     n_predict: int = -1
     stops: tuple[str, ...] = ()
     system: str = ""
-    cache_prompt: bool = True
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,5 +62,5 @@ def opened_session(prepared: Prepared, listener: Listener = SILENT) -> "Iterator
         if recommended.note:
             listener.say(f"({recommended.note})")
         session = Session(engine, recommended.sampling, request.n_predict, request.stops, request.system, chat=chat)
-        session.reuse_cache = request.cache_prompt
+        session.exact = request.exact
         yield session

@@ -124,7 +124,7 @@ def begin(
 
 
 def read_prompt(engine: Engine, generation: Generation, on_prompt: Callable[[int, int], None] | None) -> None:
-    """Decode all of a prompt but its last piece, so that `on_prompt(done, total)` hears of each n_ubatch tokens.
+    """Decode all of a prompt but its last piece, so that `on_prompt(done, total)` hears of each micro-batch.
 
     The pieces are those that llama.cpp computes at once anyway: nothing is computed otherwise than without.
     """
@@ -132,12 +132,21 @@ def read_prompt(engine: Engine, generation: Generation, on_prompt: Callable[[int
         return
     total = len(generation.pending)
     generation.started = generation.started or time.perf_counter()
-    while len(generation.pending) > engine.n_ubatch:
+    unit = whole_batch(engine)
+    while len(generation.pending) > unit:
         on_prompt(total - len(generation.pending), total)
-        engine.step([Feed(generation.sequence, generation.pending[: engine.n_ubatch])])
-        del generation.pending[: engine.n_ubatch]
-    if total > engine.n_ubatch:
+        before = len(engine.cached[generation.sequence])
+        try:
+            engine.step([Feed(generation.sequence, generation.pending[:unit])])
+        finally:
+            del generation.pending[: len(engine.cached[generation.sequence]) - before]
+    if total > unit:
         on_prompt(total, total)
+
+
+def whole_batch(engine: Engine) -> int:
+    """Return how many tokens llama.cpp computes at once, so that a prompt cut there is computed as if it was whole."""
+    return engine.n_ubatch if engine.n_batch % engine.n_ubatch == 0 else engine.n_batch
 
 
 def advance(engine: Engine, generations: Sequence[Generation]) -> list[Piece]:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from .conversation import prompt_of
-from .engine import Cancelled, Engine
-from .generation import Generation, Piece, Speed, advance, begin, read_prompt, speed
+from .engine import Cancelled, Engine, shared_prefix
+from .generation import Generation, Piece, Speed, advance, begin, read_prompt, speed, whole_batch
 from .sampling import SamplingOptions
 from .templates.chat_format import ChatFormat, chat_format
 from .templates.endings import stops_of
@@ -20,8 +20,11 @@ class Session:
     """A conversation with one engine.
 
     `dropped` counts the messages that the last prompt had no room for; they stay in `messages`. `remarks` is what the
-    template made of the last prompt. `on_prompt(done, total)` hears how much of a prompt is read; without
-    `reuse_cache` every prompt is read from its beginning, so that an answer depends on seed and messages alone.
+    template made of the last prompt. `on_prompt(done, total)` hears how much of a prompt is read.
+
+    All that the cache shares with a prompt is reused. What llama.cpp computed token by token differs by rounding from
+    what it computes at once, so an answer depends on what was said before; with `exact` only whole batches of earlier
+    prompts are reused, and the same seed gives the same answer to the same messages.
     """
 
     engine: Engine
@@ -35,8 +38,9 @@ class Session:
     chat: ChatFormat | None = None
     remarks: tuple[str, ...] = ()
     on_prompt: Callable[[int, int], None] | None = None
-    reuse_cache: bool = True
+    exact: bool = False
     _left_out: int = 0
+    _whole: int = 0
 
     @property
     def format(self) -> ChatFormat:
@@ -108,8 +112,8 @@ class Session:
         prompt = prompt_of(chat, [*opening, *self.messages[self._left_out :]], engine.n_ctx, n_answer)
         self.dropped, self.remarks = prompt.n_dropped, prompt.remarks
         self._left_out += prompt.n_dropped
-        if not self.reuse_cache:
-            engine.forget(0)
+        if self.exact:
+            self._forget_what_differs(prompt.tokens)
         stops = stops_of(engine.model, self.stops)
         generation = begin(
             engine,
@@ -121,7 +125,16 @@ class Session:
             endings=chat.endings,
             spelled=chat.spelled,
         )
+        unit, whole = whole_batch(engine), min(self._whole, generation.n_reused)
+        self._whole = (len(prompt.tokens) if whole == generation.n_reused else whole) // unit * unit
         return generation, prompt.thoughts
+
+    def _forget_what_differs(self, tokens: Sequence[int]) -> None:
+        """Drop from the cache what would be computed otherwise if the prompt was read from its beginning."""
+        engine = self.engine
+        shared = min(shared_prefix(engine.cached[0], tokens[:-1]), self._whole)
+        kept = shared // whole_batch(engine) * whole_batch(engine)
+        engine.reuse(0, tokens[: kept + 1])
 
     def _remember(self, text: str, thought: str) -> None:
         """Add an answer to the history; take back a question that got none."""

@@ -124,6 +124,35 @@ def test_a_long_chat_forgets_its_beginning_and_goes_on(engine: Engine) -> None:
     assert len(list(session.ask("the cat"))) == 40
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_same_seed_gives_the_same_answer_whatever_the_cache_held(engine: Engine, seed: int) -> None:
+    sampling = SamplingOptions(seed=seed, temp=1.5, ignore_eos=True)
+    session, reused = Session(engine, sampling, n_predict=12, exact=True), []
+    for number in range(5):
+        list(session.ask(f"the cat {number} and the hat"))
+        reused.append(session.last.n_reused if session.last else 0)
+        messages = session.messages[:-1]
+        with Engine(engine.model, ONE_THREAD) as fresh:
+            other = Session(fresh, sampling, n_predict=12, messages=messages)
+            assert "".join(piece.text for piece in other.answer()) == session.messages[-1].text, number
+        if number == 2:
+            list(session.regenerate() or ())  # drawn without a seed, it reuses all that it can
+    assert reused[-1] > 0 and all(n % engine.n_ubatch == 0 for n in reused)
+
+
+def test_how_much_of_a_prompt_is_read(engine: Engine) -> None:
+    heard: list[tuple[int, int]] = []
+    session = Session(engine, GREEDY, n_predict=2, on_prompt=lambda done, total: heard.append((done, total)))
+    list(session.ask("the cat " * 40))
+    assert heard[0] == (0, heard[-1][1]) and heard[-1][0] == heard[-1][1] > 64
+    assert [done for done, _ in heard] == sorted(done for done, _ in heard) and len(heard) > 3
+    quiet = Session(engine, GREEDY, n_predict=2)
+    engine.forget(0)
+    list(quiet.ask("the cat " * 40))
+    assert quiet.messages == session.messages
+    assert not heard.clear() and list(session.ask("a")) and not heard
+
+
 def test_a_saved_session_goes_on(engine: Engine, tmp_path: Path) -> None:
     session = Session(engine, GREEDY, n_predict=4, system="in a land")
     list(session.ask("the cat"))
