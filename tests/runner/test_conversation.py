@@ -86,7 +86,7 @@ def test_a_session_decodes_only_what_is_new(engine: Engine) -> None:
 
 
 def test_regenerating_replaces_the_answer(engine: Engine) -> None:
-    session = Session(engine, SamplingOptions(seed=1, temp=5, top_k=0, min_p=0), n_predict=8)
+    session = Session(engine, SamplingOptions(seed=1, temp=5, top_k=0, min_p=0, ignore_eos=True), n_predict=8)
     assert session.regenerate() is None
     list(session.ask("the cat"))
     first = session.messages[-1]
