@@ -17,9 +17,7 @@ from .terminal import TERMINAL, emit_json, say, verbosity, warn
 @click.command()
 @click.argument("model", type=MODEL, required=False)
 @click.option("-p", "--prompt", default=None, help="The text to complete; standard input when it is left out.")
-@click.option(
-    "-f", "--file", "prompt_file", type=click.Path(exists=True, dir_okay=False), help="Read the prompt from this file."
-)
+@click.option("-f", "--file", "prompt_file", type=click.Path(exists=True, dir_okay=False), help="Read the prompt here.")
 @click.option(
     "-n",
     "--n-predict",
@@ -28,7 +26,7 @@ from .terminal import TERMINAL, emit_json, say, verbosity, warn
     type=click.IntRange(min=-1),
     default=-1,
     show_default=True,
-    help="Maximum tokens to generate; -1 continues until the model ends or the context is full.",
+    help="Most tokens to generate; -1 goes on until the model ends or the context is full.",
 )
 @click.option(
     "-cnv/-no-cnv",
@@ -47,7 +45,7 @@ from .terminal import TERMINAL, emit_json, say, verbosity, warn
     show_default=True,
     help="Read \\n, \\t, \\x41 and so on in -p, --system and -r.",
 )
-@click.option("--logprobs", type=click.IntRange(0, 100), help="With --json: log probabilities, and those of N others.")
+@click.option("--logprobs", type=click.IntRange(0, 100), help="With --json: log probabilities, and of so many others.")
 @click.option("--json", "as_json", is_flag=True, help="Print text, tokens and speed as JSON when done.")
 @template_options
 @sampling_options
@@ -68,7 +66,7 @@ def command(
 ) -> None:
     """Complete a prompt with MODEL, a GGUF file or a name of the catalogue.
 
-    The answer is streamed to stdout, timings go to stderr. Ctrl-C ends it.
+    The answer goes to stdout as it comes, what it took to stderr. Ctrl-C ends it.
     """
     if system is not None and conversation is False:
         raise click.UsageError("--system needs the chat template; leave out -no-cnv")

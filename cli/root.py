@@ -20,17 +20,18 @@ from .process import ended_status
 SIGPIPE_STATUS = 141
 
 VERBS = {
-    "demo": "Build a small mixture of experts and ask it a question.",
+    "demo": "Build and ask a small mixture of experts, step by step.",
     "merge": "Merge dense models into a mixture-of-experts checkpoint.",
     "convert": "Write a checkpoint or a merge recipe as GGUF.",
     "quantize": "Write every quantization of a model in one pass.",
     "inspect": "Show what is in a GGUF file or a checkpoint.",
-    "calibrate": "Fit a GGUF's routers to sample texts for each expert.",
-    "regate": "Replace the routers of a GGUF.",
-    "fit": "Plan which parts of a model go on which device.",
+    "calibrate": "Fit the routers of a GGUF to texts of each expert.",
+    "regate": "Swap the routers of a GGUF for others.",
+    "fit": "Plan what of a model goes on which device.",
     "devices": "List the devices that llama.cpp can use here.",
-    "worker": "Offer this machine's devices to another machine.",
+    "worker": "Serve this machine's devices to another one.",
     "bench": "Measure prompt processing and generation.",
+    "imatrix": "Measure which weights matter, for quantize.",
     "perplexity": "Measure how well a model predicts a text.",
     "compare": "Measure what quantizations change, against a base.",
     "generate": "Complete a prompt.",

@@ -4,12 +4,14 @@
                                         w: the router's weight of the token for the expert, 1 without experts
 
 It is a safetensors file. Matrices that take the same input (q, k and v; gate and up) share one entry; an entry holds H
-in diagonal blocks of `width` columns, as its diagonal and the correlations below it:
+in diagonal blocks of `width` columns, as its diagonal and the correlations below it, and a few inputs that were *not*
+summed, by which rounding finds out whether it helped:
 
     NAME.tokens       I64 [n_expert]               tokens that were summed
     NAME.weight       F64 [n_expert]               sum of w^2
     NAME.diagonal     F32 [n_expert, row_length]   H_ii
-    NAME.correlation  F16 [n_expert, n_packed]     H_ij / sqrt(H_ii H_jj), i > j: block by block, row by row
+    NAME.correlation  I16 [n_expert, n_packed]     32767 H_ij / sqrt(H_ii H_jj), i > j: block by block, row by row
+    NAME.sample       F32 [n_expert, n_sample, row_length]   w x of tokens that were left out of H; zeros if too few
     ...
     finished          U8  [n_entries]              1 once an entry is whole
 
@@ -37,17 +39,19 @@ from .source import TensorInfo
 
 FORMAT, VERSION = "moe-gguf moments", "1"
 FINISHED = "finished"
+FULL_SCALE = 32767
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One input: the weight matrices that take it, its length, and how much of H is kept."""
+    """One input: the weight matrices that take it, its length, how much of H is kept, and how many inputs."""
 
     name: str
     weights: tuple[str, ...]
     row_length: int
     n_expert: int
     width: int
+    n_sample: int = 32
 
     @property
     def blocks(self) -> list[tuple[int, int]]:
@@ -66,7 +70,8 @@ class Entry:
             TensorInfo(f"{self.name}.tokens", "I64", (n,), ""),
             TensorInfo(f"{self.name}.weight", "F64", (n,), ""),
             TensorInfo(f"{self.name}.diagonal", "F32", (n, self.row_length), ""),
-            TensorInfo(f"{self.name}.correlation", "F16", (n, self.n_packed), ""),
+            TensorInfo(f"{self.name}.correlation", "I16", (n, self.n_packed), ""),
+            TensorInfo(f"{self.name}.sample", "F32", (n, self.n_sample, self.row_length), ""),
         )
 
 
@@ -98,11 +103,15 @@ class MomentsInfo:
 
 @dataclass(frozen=True)
 class Moment:
-    """H of one expert's input: float32 diagonal blocks [width, width], the tokens, and the sum of w^2."""
+    """H of one expert's input: float32 diagonal blocks [width, width], the tokens, and the sum of w^2.
+
+    `sample` holds at most n_sample inputs that are not in H, float32 [., row_length].
+    """
 
     blocks: tuple[np.ndarray, ...]
     n_tokens: int
     weight: float
+    sample: np.ndarray
 
     @property
     def diagonal(self) -> np.ndarray:
@@ -178,7 +187,14 @@ class MomentsFile:
         packed = self._rows(f"{entry.name}.correlation", expert, expert + 1)[0]
         n_tokens = int(self._rows(f"{entry.name}.tokens", 0, 1)[0, expert])
         weight = float(self._rows(f"{entry.name}.weight", 0, 1)[0, expert])
-        whole = np.isfinite(diagonal).all() and np.isfinite(packed).all() and np.isfinite(weight)
+        n = entry.n_sample
+        sample = self._rows(f"{entry.name}.sample", expert * n, expert * n + n)
+        whole = (
+            np.isfinite(sample).all()
+            and np.isfinite(diagonal).all()
+            and np.isfinite(packed).all()
+            and np.isfinite(weight)
+        )
         if not whole or (diagonal < 0).any() or n_tokens < 0:
             raise MomentsError(
                 f"{self.path}: the moments of {entry.name}, expert {expert}, are not finite; make it again"
@@ -188,7 +204,7 @@ class MomentsFile:
             n = stop - start
             blocks.append(_unpack(packed[at : at + n * (n - 1) // 2], diagonal[start:stop]))
             at += n * (n - 1) // 2
-        return Moment(tuple(blocks), n_tokens, weight)
+        return Moment(tuple(blocks), n_tokens, weight, sample)
 
     def check_model(self, digest: str) -> None:
         """Raise MomentsError when the moments are those of another model."""
@@ -248,6 +264,10 @@ class MomentsWriter:
                 self._file.write(at, packed)
                 at += packed.nbytes
         self._file.write(self._layout.offset(f"{entry.name}.diagonal"), diagonals)
+        samples = np.zeros((entry.n_expert, entry.n_sample, entry.row_length), "<f4")
+        for sample, moment in zip(samples, moments, strict=True):
+            sample[: len(moment.sample)] = moment.sample
+        self._file.write(self._layout.offset(f"{entry.name}.sample"), samples)
         tokens = np.array([moment.n_tokens for moment in moments], "<i8")
         self._file.write(self._layout.offset(f"{entry.name}.tokens"), tokens)
         self._file.write(self._layout.offset(f"{entry.name}.weight"), np.array([m.weight for m in moments], "<f8"))
@@ -264,13 +284,18 @@ class MomentsWriter:
 
 
 def _pack(block: np.ndarray) -> np.ndarray:
-    """Return the correlations below a block's diagonal as float16, row by row."""
+    """Return the correlations below a block's diagonal as 16-bit integers, row by row.
+
+    Float16 would be coarser where it matters: correlations next to 1, of which the factor takes differences.
+    """
     scale = np.sqrt(block.diagonal().astype(np.float64))
     inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
-    packed = np.empty(len(block) * (len(block) - 1) // 2, "<f2")
+    inverse *= FULL_SCALE
+    packed = np.empty(len(block) * (len(block) - 1) // 2, "<i2")
     at = 0
     for i in range(1, len(block)):
-        packed[at : at + i] = block[i, :i] * (inverse[i] * inverse[:i])
+        correlations = block[i, :i] * (inverse[i] / FULL_SCALE * inverse[:i])
+        packed[at : at + i] = np.rint(np.clip(correlations, -FULL_SCALE, FULL_SCALE))
         at += i
     return packed
 
@@ -283,7 +308,7 @@ def _unpack(packed: np.ndarray, diagonal: np.ndarray) -> np.ndarray:
     at = 0
     for i in range(n):
         row = packed[at : at + i].astype(np.float32)
-        row *= scale[i]
+        row *= scale[i] / np.float32(FULL_SCALE)
         row *= scale[:i]
         block[i, :i] = row
         block[:i, i] = row
@@ -304,7 +329,7 @@ def _read_info(file: SafetensorsFile) -> MomentsInfo:
         )
         info = MomentsInfo(given["model"], given["text"], given["source"], int(given["n_ctx"]), entries)
         wanted = [tensor for entry in entries for tensor in entry.tensors()]
-        whole = all(type(n) is int and n > 0 for e in entries for n in (e.row_length, e.n_expert, e.width))
+        whole = all(type(n) is int and n > 0 for e in entries for n in (e.row_length, e.n_expert, e.width, e.n_sample))
     except (KeyError, TypeError, ValueError):
         raise MomentsError(f"{file.path}: broken: its entries cannot be read; make it again") from None
     wanted.append(TensorInfo(FINISHED, "U8", (len(entries),), ""))

@@ -219,7 +219,7 @@ def run(prepared: Prepared, listener: Listener = SILENT) -> Report:
             begin=lambda: listener.say(f"{prepared.name}: {count(len(plan.tensors), 'tensor')} to {targets}"),
         )
     if any(one.resumed_at for one in written):
-        listener.say("resumed an interrupted run")
+        listener.say("went on where an interrupted run stopped")
     for qtype in encoder.fallen_back:
         listener.warn(f"{qtype.name}: this llama.cpp computes differently from our kernel; its own encoder was used")
     return prepared.report(encoder, time.monotonic() - started)

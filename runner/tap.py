@@ -7,7 +7,7 @@ import ctypes
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType
@@ -29,7 +29,7 @@ OnTensor = Callable[[str, np.ndarray], np.ndarray | None]
 
 
 class TensorHead(ctypes.Structure):
-    """The first fields of struct ggml_tensor (ggml/include/ggml.h), up to what it is computed from."""
+    """The fields of struct ggml_tensor (ggml/include/ggml.h), up to its name."""
 
     _fields_ = (
         ("type", ctypes.c_int),
@@ -40,6 +40,10 @@ class TensorHead(ctypes.Structure):
         ("op_params", ctypes.c_int32 * 16),
         ("flags", ctypes.c_int32),
         ("src", ctypes.c_void_p * 10),
+        ("view_src", ctypes.c_void_p),
+        ("view_offs", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
+        ("name", ctypes.c_char * 64),
     )
 
 
@@ -88,13 +92,32 @@ class Tap:
         return True
 
 
-class TappedEngine(Engine):
-    """An engine whose graphs are listened to: `decode_all` raises what the listener raised, and stops at Ctrl-C."""
+class Listening(Protocol):
+    """Listens to an engine's graphs by its `callback`; `n_tokens` is set to those of each batch."""
 
-    def __init__(self, model: Model, options: LoadOptions, tap: Tap) -> None:
+    n_tokens: int
+    callback: Any
+
+    def raise_error(self) -> None:
+        """Raise what went wrong inside the callback."""
+        ...
+
+
+class TappedEngine(Engine):
+    """An engine whose graphs are listened to: decoding raises what the listener raised, and stops at Ctrl-C."""
+
+    def __init__(self, model: Model, options: LoadOptions, tap: Listening) -> None:
         """Make the context. Raises EngineError when it does not fit."""
         super().__init__(model, options, tap.callback)
         self._tap = tap
+
+    def decode_marked(self, parts: Sequence[tuple[int, Sequence[int]]], marked: np.ndarray) -> np.ndarray:
+        """Append tokens as any engine does, while their graph is listened to."""
+        self._tap.n_tokens = len(marked)
+        with interruptible(self):
+            logits = super().decode_marked(parts, marked)
+        self._tap.raise_error()
+        return logits
 
     def decode_all(self, sequence: int, tokens: Sequence[int]) -> np.ndarray:
         """Append tokens as any engine does, while their graph is listened to."""

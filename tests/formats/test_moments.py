@@ -9,7 +9,7 @@ from moe_gguf.formats.errors import MomentsError
 from moe_gguf.formats.moments import Entry, Moment, MomentsFile, MomentsInfo, MomentsWriter, is_exact, model_digest
 from safetensors.numpy import load_file, save_file
 
-FULL = Entry("attn", ("blk.0.attn_q.weight", "blk.0.attn_k.weight"), 24, 1, 24)
+FULL = Entry("attn", ("blk.0.attn_q.weight", "blk.0.attn_k.weight"), 24, 1, 24, 4)
 BLOCKS = Entry("down", ("blk.0.ffn_down_exps.weight",), 40, 3, 16)
 INFO = MomentsInfo("model", "text", "a.txt", 512, (FULL, BLOCKS))
 
@@ -17,7 +17,7 @@ INFO = MomentsInfo("model", "text", "a.txt", 512, (FULL, BLOCKS))
 def moments_of(entry: Entry, inputs: np.ndarray) -> list[Moment]:
     h = inputs.T @ inputs
     blocks = tuple(h[start:stop, start:stop] for start, stop in entry.blocks)
-    return [Moment(blocks, len(inputs), float(len(inputs)))] * entry.n_expert
+    return [Moment(blocks, len(inputs), float(len(inputs)), inputs[:3])] * entry.n_expert
 
 
 def inputs_of(entry: Entry) -> np.ndarray:
@@ -39,11 +39,13 @@ def test_what_was_written_is_read_block_by_block(tmp_path: Path) -> None:
     for entry in INFO.entries:
         read, expected = file.read(entry, entry.n_expert - 1), moments_of(entry, inputs_of(entry))[0]
         assert read.n_tokens == 90 and read.weight == 90
+        np.testing.assert_array_equal(read.sample[:3], expected.sample)
+        assert read.sample.shape == (entry.n_sample, entry.row_length) and not read.sample[3:].any()
         np.testing.assert_array_equal(read.diagonal, expected.diagonal)
         for block, exact in zip(read.blocks, expected.blocks, strict=True):
             assert (block == block.T).all()
             scale = np.sqrt(np.outer(exact.diagonal(), exact.diagonal()))
-            assert np.abs((block - exact) / scale).max() < 2**-11
+            assert np.abs((block - exact) / scale).max() < 2**-15
     assert file.path.stat().st_size == INFO.n_bytes
     assert load_file(file.path)["down.diagonal"].shape == (3, 40)
 
@@ -82,7 +84,7 @@ def test_moments_of_another_model_or_size_are_refused(tmp_path: Path) -> None:
 def test_moments_that_are_not_finite_are_refused(wrong: float, tmp_path: Path) -> None:
     moment = moments_of(FULL, inputs_of(FULL))[0]
     moment.blocks[0][3, 3] = wrong
-    with MomentsWriter(tmp_path / "m", replace(INFO, entries=(FULL,))) as writer, np.errstate(invalid="ignore"):
+    with MomentsWriter(tmp_path / "m", replace(INFO, entries=(FULL,))) as writer, np.errstate(all="ignore"):
         writer.put(FULL, [moment])
         writer.finish()
     with pytest.raises(MomentsError, match="not finite"):
