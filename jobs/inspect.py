@@ -10,7 +10,7 @@ from .sources import ModelSource, SourceKind, catalogue_model, gguf_of, not_here
 
 if TYPE_CHECKING:
     from ..formats.checkpoint import Checkpoint
-    from ..models.summary import Share, Summary
+    from ..models.summary import Share, Summary, TensorFacts
     from ..models.tensor_types import TensorShape
 
 DEFAULT_CTX = 4096
@@ -211,17 +211,13 @@ def report_summary(
         "types": _shares("type", summary.by_type()),
         "memory": report_memory(summary, kind, n_ctx or n_ctx_train or DEFAULT_CTX),
         "notes": notes,
-        "tensors": [
-            {
-                "name": one.name,
-                "shape": list(one.shape),
-                "type": one.qtype.name,
-                "bytes": one.n_bytes,
-                "role": str(one.role),
-            }
-            for one in summary.tensors
-        ],
+        "tensors": [_tensor(one) for one in summary.tensors],
     }
+
+
+def _tensor(one: "TensorFacts") -> dict[str, Any]:
+    role, qtype = str(one.role), one.qtype.name
+    return {"name": one.name, "shape": list(one.shape), "type": qtype, "bytes": one.n_bytes, "role": role}
 
 
 def _shares(key: str, shares: Mapping[Any, "Share"]) -> list[dict[str, Any]]:

@@ -26,6 +26,18 @@ def clamp(value, lowest, highest):
 
 
 @inlined
+def weighted_error(x, w, levels, start, n, scale, low, use_mad):
+    """Return the sum of w * (scale * level + low - x)^2, or of the magnitudes with `use_mad`."""
+    error = splat(0, LANES)
+    for i in range(n):
+        v = load(x, (start + i) * LANES, LANES)
+        difference = scale * load(levels, i * LANES, LANES) + low - v
+        difference = absolute(difference) if use_mad else difference * difference
+        error += load(w, i * LANES, LANES) * difference
+    return error
+
+
+@inlined
 def scale_and_min(x, w, start, n, n_max, r_min, r_delta, n_step, use_mad, levels):
     """make_qkx2_quants and make_qkx3_quants: fit x = scale * level + low, levels 0 .. n_max, low <= 0.
 
@@ -78,12 +90,7 @@ def scale_and_min(x, w, start, n, n_max, r_min, r_delta, n_step, use_mad, levels
         above = this_low > 0
         this_scale = select(above, sum_xl / sum_l2, this_scale)
         this_low = select(above, 0, this_low)
-        error = splat(0, LANES)
-        for i in range(n):
-            v = load(x, (start + i) * LANES, LANES)
-            difference = this_scale * load(levels, i * LANES, LANES) + this_low - v
-            difference = absolute(difference) if use_mad else difference * difference
-            error += load(w, i * LANES, LANES) * difference
+        error = weighted_error(x, w, levels, start, n, this_scale, this_low, use_mad)
         better = (determinant > 0) & (error < best)
         best = select(better, error, best)
         scale = select(better, this_scale, scale)
@@ -155,19 +162,9 @@ def symmetric_scale(x, w, start, n, n_max, wx):
 
 
 @inlined
-def positive_scale(x, w, n, n_max, levels):
-    """make_qp_quants: fit x = scale * level for x >= 0, levels 0 .. n_max, and write the levels.
-
-    Returns the scale and the mask of valid lanes.
-    """
-    highest = splat(0, LANES)
-    valid = highest == 0
-    for i in range(n):
-        v = load(x, i * LANES, LANES)
-        highest = larger(v, highest)
-        valid &= v >= 0
+def positive_inverse(x, w, n, n_max, highest):
+    """Return the inverse scale of make_qp_quants' first search, around n_max / highest."""
     inverse = np.float32(n_max) / highest
-    valid &= inverse * highest <= NEAREST_LIMIT
     scale = 1 / inverse
     best = splat(0, LANES)
     for i in range(n):
@@ -187,6 +184,23 @@ def positive_scale(x, w, n, n_max, levels):
         better = error < best
         best = select(better, error, best)
         inverse = select(better, this_inverse, inverse)
+    return inverse
+
+
+@inlined
+def positive_scale(x, w, n, n_max, levels):
+    """make_qp_quants: fit x = scale * level for x >= 0, levels 0 .. n_max, and write the levels.
+
+    Returns the scale and the mask of valid lanes.
+    """
+    highest = splat(0, LANES)
+    valid = highest == 0
+    for i in range(n):
+        v = load(x, i * LANES, LANES)
+        highest = larger(v, highest)
+        valid &= v >= 0
+    valid &= np.float32(n_max) / highest * highest <= NEAREST_LIMIT
+    inverse = positive_inverse(x, w, n, n_max, highest)
     sum_lx = splat(0, LANES)
     sum_l2 = splat(0, LANES)
     for i in range(n):
