@@ -1,6 +1,7 @@
 """The journal of an unfinished output: lets an interrupted run go on where it stopped.
 
     NAME.gguf.journal   one JSON object a line: first what the run is of, then {"done": slabs} as they reach the disk
+    NAME.gguf.lock      empty; held while a run lasts
 
 A journal that belongs to another source or plan is refused with the reason.
 """
@@ -8,12 +9,15 @@ A journal that belongs to another source or plan is refused with the reason.
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from ..formats.errors import OutputError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 COMPLETE = "complete"
 
@@ -60,42 +64,35 @@ def read_journal(path: Path, identity: Mapping[str, str]) -> Progress | None:
 def only_run(path: Path) -> Iterator[None]:
     """Hold the journal of an output, so that two runs never write into the same files; a killed run lets go.
 
-    Raises OutputError when another run holds it. Windows needs no such lock: it does not let a file that is open
-    in one process be replaced by another.
+    The lock lies beside the journal while a run lasts. Raises OutputError when another run holds it.
     """
-    if os.name == "nt":
-        yield
-        return
-    place = journal_path(path)
-    with open(place, "a") as file:
-        if not _locked(file) or not _is_at(file, place):
-            raise OutputError(f"{path}: another run is writing it; wait until it ends")
+    from filelock import FileLock, Timeout
+
+    place = path.with_name(path.name + ".lock")
+    lock = FileLock(place, timeout=0, fallback_to_soft=False)
+    # Some network file systems cannot lock (OSError); then nobody is kept out.
+    with suppress(OSError):
         try:
-            yield
-        finally:
-            if _is_at(file, place) and place.stat().st_size == 0:
-                place.unlink()
-
-
-def _locked(file: TextIO) -> bool:
-    import fcntl
-
+            lock.acquire()
+        except Timeout:
+            raise OutputError(f"{path}: another run is writing it; wait until it ends") from None
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        # Some network file systems cannot lock; then nobody is kept out.
-        return True
-    return True
+        yield
+    finally:
+        if lock.is_locked:
+            _release(lock, place)
 
 
-def _is_at(file: TextIO, place: Path) -> bool:
-    """Tell whether the open file is still the one of that name: a run that ends removes its journal."""
+def _release(lock: "BaseFileLock", place: Path) -> None:
+    """Let go and remove the file: before that where the system allows it, so that it is nobody else's by then."""
     try:
-        return os.path.samestat(os.fstat(file.fileno()), place.stat())
-    except FileNotFoundError:
-        return False
+        if os.name != "nt":
+            place.unlink(missing_ok=True)
+    finally:
+        lock.release()
+    if os.name == "nt":
+        with suppress(OSError):
+            place.unlink()
 
 
 def start_journal(path: Path, identity: Mapping[str, str]) -> None:
@@ -111,9 +108,8 @@ def add_to_journal(path: Path, entry: Mapping[str, int | bool]) -> None:
 
 
 def clear_journal(path: Path) -> None:
-    """Forget how far an output came; the file stays, for it may be held."""
-    if journal_path(path).exists():
-        os.truncate(journal_path(path), 0)
+    """Forget how far an output came."""
+    journal_path(path).unlink(missing_ok=True)
 
 
 def _append(file: TextIO, entry: Mapping[str, object]) -> None:
