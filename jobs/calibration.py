@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..formats.errors import MoeGgufError, RecipeError
 from ..formats.text_files import read_text_file
 from .listener import SILENT, Listener
 from .loading import DEFAULT_LOAD, LoadRequest, opened_model
-from .working_files import roomy_cache, write_gguf
+from .working_files import roomy_cache, temporary_folder, write_gguf
 
 if TYPE_CHECKING:
     from ..merge.gates import Gates
@@ -271,7 +271,7 @@ def calibrated_gates(
     if shared is not None:
         gates = Gates(gates.routers, shared)
     listener.say(f"{recipe.name}: fitting routers to {sum(len(text.fit) for text in texts)} tokens")
-    with TemporaryDirectory(prefix="moe-gguf-", dir=roomy_cache(0)) as folder:
+    with temporary_folder() as folder:
         gguf = Path(folder) / "merged.gguf"
         write_gguf(open_recipe(recipe, gates, models=models), gguf, gate_base, listener)
         routers, fit = fit_gates(gguf, texts, shape, n_ctx, RIDGE, listener=listener)

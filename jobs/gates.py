@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..formats.checkpoint import Checkpoint
+from .cache import bound_cache
 from .calibration import calibrated_gates
 from .listener import SILENT, Listener
 from .working_files import cached_gguf
@@ -38,7 +39,7 @@ def recipe_gates(
     if file is not None and file.is_file():
         return load_gates(file)
     gate_base = gate_base or GATE_BASE
-    gates = compute_gates(recipe, models, gate_base, listener)
+    gates = compute_gates(recipe, models, gate_base, listener, keep_base=file is None)
     # Regression leaves routers that add up to zero: nothing is wrong with their condition number.
     if recipe.gate_mode != "calibrated" and (degenerate := describe_degenerate(gates)):
         listener.warn(degenerate)
@@ -66,22 +67,33 @@ def check_freshness(
 
 
 def compute_gates(
-    recipe: "Recipe", models: "Models", gate_base: str = GATE_BASE, listener: Listener = SILENT
+    recipe: "Recipe",
+    models: "Models",
+    gate_base: str = GATE_BASE,
+    listener: Listener = SILENT,
+    *,
+    keep_base: bool = True,
 ) -> "Gates":
-    """Compute the gates of a recipe in its gate_mode; hidden modes and calibration run the base in llama.cpp."""
+    """Compute the gates of a recipe in its gate_mode; hidden modes and calibration run the base in llama.cpp.
+
+    The base's GGUF stays in the cache for the next time with `keep_base`, as far as the cache's limit allows.
+    """
     from ..merge.open import sizes_of, static_gates
 
     if recipe.gate_mode == "calibrated":
-        shared = hidden_gates(recipe, models, gate_base, listener).shared if recipe.shared_experts else None
+        hidden = hidden_gates(recipe, models, gate_base, listener, keep_base) if recipe.shared_experts else None
+        shared = hidden.shared if hidden else None
         return calibrated_gates(recipe, models, gate_base, shared, listener=listener)
     base = models[recipe.base_model]
     if not recipe.gate_mode.startswith("hidden"):
         return static_gates(recipe, base, sizes_of(recipe, models))
-    return hidden_gates(recipe, models, gate_base, listener)
+    return hidden_gates(recipe, models, gate_base, listener, keep_base)
 
 
-def hidden_gates(recipe: "Recipe", models: "Models", gate_base: str, listener: Listener = SILENT) -> "Gates":
-    """Compute gates from the hidden states of the base for the recipe's prompts."""
+def hidden_gates(
+    recipe: "Recipe", models: "Models", gate_base: str, listener: Listener = SILENT, keep_base: bool = True
+) -> "Gates":
+    """Compute gates from the hidden states of the base for the recipe's prompts; see `compute_gates`."""
     from ..merge.gates import from_hidden, prompted_gates
 
     base = models[recipe.base_model].checkpoint
@@ -93,6 +105,10 @@ def hidden_gates(recipe: "Recipe", models: "Models", gate_base: str, listener: L
     ]
     gguf = cached_gguf(base, gate_base, listener)
     states = layer_inputs(base, gguf, list(dict.fromkeys(prompts)), listener)
+    if not keep_base:
+        gguf.unlink(missing_ok=True)
+    for entry in bound_cache():
+        listener.detail(f"{entry.name} is removed from the cache, which would hold more than its limit")
     represent = from_hidden(states.__getitem__, average=recipe.gate_mode == "hidden_avg")
     return prompted_gates(recipe.experts, represent, shared)
 

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ..formats.checkpoint import Checkpoint
 from ..formats.errors import OutputError
@@ -13,15 +15,22 @@ CACHE_VARIABLE = "MOE_GGUF_CACHE"
 
 
 def cached_gguf(checkpoint: Checkpoint, outtype: str, listener: Listener = SILENT) -> Path:
-    """Return a GGUF of a checkpoint in moe-gguf's cache, made there if it is not yet."""
+    """Return a GGUF of a checkpoint in moe-gguf's cache, made there if it is not yet; it counts as used now."""
     identity = sorted(checkpoint.source.identity().items())
     digest = blake2b(repr((identity, outtype)).encode(), digest_size=8).hexdigest()
     path = cache_folder() / f"{checkpoint.name}-{digest}-{outtype}.gguf"
     if path.is_file():
         listener.detail(f"{path} is used again")
+        with suppress(OSError):
+            os.utime(path)
     else:
         write_gguf(checkpoint, path, outtype, listener)
     return path
+
+
+def temporary_folder() -> "TemporaryDirectory[str]":
+    """Return a folder in the cache that goes away with its context; its name has this process's number."""
+    return TemporaryDirectory(prefix=f"moe-gguf-{os.getpid()}-", dir=roomy_cache(0))
 
 
 def write_gguf(checkpoint: Checkpoint, path: Path, outtype: str, listener: Listener = SILENT) -> None:
