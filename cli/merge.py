@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..formats.words import count
+from .mergekit_options import mergekit_notes, mergekit_options
 from .models import MODEL, catalogue_path
 from .terminal import TERMINAL, emit_json, say, verbosity
 from .writing import gate_options, gate_request
@@ -16,26 +17,38 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("recipe", type=MODEL, required=False)
+@click.argument("out", type=click.Path(), metavar="[DIR]", required=False)
 @click.option("-o", "--output", type=click.Path(), metavar="DIR", help="Folder to write.")
 @click.option("--layout", type=click.Choice(["classic", "fused"]), default="classic", show_default=True)
 @click.option(
-    "--max-shard-size", metavar="N(M|G)", default="5G", show_default=True, help="Write shards of at most this size."
+    "--max-shard-size",
+    "--out-shard-size",
+    "max_shard_size",
+    metavar="N(M|G)",
+    default="5G",
+    show_default=True,
+    help="Write shards of at most this size.",
 )
 @click.option("--check", is_flag=True, help="Only look for what is wrong with the recipe; write nothing.")
 @click.option("-f", "--force", is_flag=True, help="Replace a checkpoint that is there.")
 @gate_options
+@mergekit_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @verbosity
-def command(recipe: str | None, **options: Any) -> None:
+def command(recipe: str | None, out: str | None, **options: Any) -> None:
     """Merge dense models into a mixture of experts, as mergekit-moe does.
 
     RECIPE is a mergekit-moe YAML file or a model of the catalogue (models.toml). To get a GGUF, give the recipe to
-    convert or quantize instead: they read it as if it were merged, and need no room for the merge.
+    convert or quantize instead: they read it as if it were merged, and need no room for the merge. DIR is the same as
+    -o DIR, and mergekit-moe's options are understood.
     """
     from ..formats.sizes import parse_size
     from ..jobs import merge as job
 
     output, check = options["output"], options["check"]
+    if out is not None and output is not None:
+        raise click.UsageError(f"name one folder to write: {out} or {output}")
+    output = out if output is None else output
     if output == "" or (output is None and not check):
         raise click.UsageError("name the folder to write with -o DIR, or use --check")
     request = job.Request(
@@ -47,6 +60,8 @@ def command(recipe: str | None, **options: Any) -> None:
         force=options["force"],
         gates=gate_request(options),
     )
+    for note in mergekit_notes():
+        say(note)
     prepared = job.prepare(request, TERMINAL)
     if check and options["as_json"]:
         emit_json(prepared.as_json())
