@@ -24,6 +24,7 @@ from gguf.constants import (
 
 from .errors import GgufError
 from .gguf_fields import Cursor, Field, plain
+from .gguf_types import UnknownTypeError, tensor_type
 
 MAGIC = GGUF_MAGIC.to_bytes(4, "little")
 LARGEST_DIMENSION = 2**40
@@ -159,7 +160,8 @@ def _parse(cursor: Cursor, size: int, path: Path) -> GgufFile:
     tensors = _place(entries, start, alignment, size, path)
     end = max((tensor.offset + tensor.n_bytes for tensor in tensors.values()), default=start)
     behind = bytes(cursor.data[end : end + alignment + 4]).find(MAGIC)
-    if behind >= 0:
+    # llama.cpp reads a whole file and looks at nothing behind it.
+    if behind >= 0 and Keys.Split.LLM_KV_SPLIT_COUNT in fields:
         raise GgufError(
             f"{path}: another GGUF file begins at byte {end + behind}: shards joined by cat, which nothing can load; "
             "keep them apart under their own names, or join those with llama.cpp's llama-gguf-split --merge"
@@ -176,11 +178,10 @@ def _tensor_entry(cursor: Cursor) -> tuple[str, tuple[int, ...], GGMLQuantizatio
     shape = tuple(cursor.number("<Q") for _ in range(n_dims))
     if any(not 0 < n <= LARGEST_DIMENSION for n in shape) or prod(shape) >= 2**62:
         raise cursor.fail(f"tensor {name!r} has the impossible shape {list(shape)}")
-    number = cursor.number("<I")
     try:
-        qtype = GGMLQuantizationType(number)
-    except ValueError:
-        raise cursor.fail(f"tensor {name!r} has the unknown type {number}") from None
+        qtype = tensor_type(cursor.number("<I"))
+    except UnknownTypeError as error:
+        raise GgufError(f"{cursor.path}: tensor {name!r} is of {error}") from None
     return name, shape, qtype, cursor.number("<Q")
 
 

@@ -18,6 +18,8 @@ from ..models.graphs import PLAIN
 # LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS in src/llama-hparams.h
 MOST_LAYERS, MOST_EXPERTS = 512, 1024
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
+# Experts of each token id, which are numbers (src/models/deepseek4.cpp)
+TABLES = ("ffn_gate_tid2eid.weight",)
 NOT_FOR_WEIGHTS = {getattr(GGMLQuantizationType, name) for name in ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K")}
 
 
@@ -27,6 +29,8 @@ def check_gguf(path: Path) -> GgufFile:
     Raises GgufError with the first problem, naming the file.
     """
     file = read_gguf(path)
+    if file.metadata.get(Keys.Tokenizer.MODEL) == "bert":
+        raise GgufError(f"{path}: its tokenizer is that of an encoder (bert), which makes embeddings and no text")
     problem = next(problems(file), None)
     if problem:
         problem = problem.encode("utf-8", "backslashreplace").decode()
@@ -64,6 +68,8 @@ def hyper_parameters(file: GgufFile) -> Iterator[str]:
 def head_sizes(file: GgufFile) -> Iterator[str]:
     """Check that keys, values and rotation have one size per head."""
     n_embd, n_head = file.hyper(Keys.LLM.EMBEDDING_LENGTH), file.hyper(Keys.Attention.HEAD_COUNT)
+    if isinstance(n_head, list):
+        n_head = n_head[0] if n_head else None
     default = n_embd // n_head if isinstance(n_embd, int) and isinstance(n_head, int) and n_head > 0 else None
     keys = (Keys.Attention.KEY_LENGTH, Keys.Attention.VALUE_LENGTH, Keys.Rope.DIMENSION_COUNT)
     given = {name(file, key): file.hyper(key) for key in keys if file.hyper(key) is not None}
@@ -81,7 +87,9 @@ def expert_numbers(file: GgufFile) -> Iterator[str]:
     if not isinstance(n_expert, int):
         return
     used = n_used if isinstance(n_used, list) else [n_used]
-    if any(not isinstance(each, int) or not min(n_expert, 1) <= each <= n_expert for each in used):
+    # Layers without experts may say 0, as long as one has some.
+    whole = all(isinstance(each, int) and 0 <= each <= n_expert for each in used)
+    if not whole or max(used, default=0) < min(n_expert, 1):
         yield f"{n_used} experts per token of {n_expert} experts"
     if len(set(map(str, used))) > 1 and file.architecture in PLAIN:
         yield f"{name(file, Keys.LLM.EXPERT_USED_COUNT)} differs between layers"
@@ -96,7 +104,7 @@ def expert_numbers(file: GgufFile) -> Iterator[str]:
 def tensor_types(file: GgufFile) -> Iterator[str]:
     """Check that matrices have types that ggml multiplies, and vectors are F32 (ggml-cpu/ops.cpp)."""
     for tensor in file.tensors.values():
-        if tensor.qtype in NOT_FOR_WEIGHTS:
+        if tensor.qtype in NOT_FOR_WEIGHTS and not tensor.name.endswith(TABLES):
             yield f"tensor {tensor.name} has type {tensor.qtype.name}, which is none for weights"
         elif len(tensor.shape) == 1 and tensor.qtype is not GGMLQuantizationType.F32:
             yield f"tensor {tensor.name} is a vector of type {tensor.qtype.name}, and must be F32"
@@ -106,20 +114,22 @@ def vocabulary(file: GgufFile) -> Iterator[str]:
     """Check the tokenizer (llama_vocab::impl::load and byte_to_token in src/llama-vocab.cpp)."""
     metadata = file.metadata
     kind = metadata.get(Keys.Tokenizer.MODEL)
-    if kind == "bert":
-        yield "its tokenizer is that of an encoder (bert), which cannot generate text"
+    if kind in ("none", "no_vocab"):
+        return
     tokens = metadata.get(Keys.Tokenizer.LIST)
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-        if kind not in (None, "none", "no_vocab"):
+        if kind is not None:
             yield f"{Keys.Tokenizer.LIST} is missing or holds no strings"
         return
     for key in (Keys.Tokenizer.SCORES, Keys.Tokenizer.TOKEN_TYPE):
         values = metadata.get(key)
-        if isinstance(values, list) and len(values) != len(tokens):
+        if isinstance(values, list) and len(values) < len(tokens):
             yield f"{key} has {len(values)} entries for {len(tokens)} tokens"
-    known = set(tokens)
-    if len(known) != len(tokens):
-        yield f"the token {first_repeated(tokens)!r} is in the vocabulary twice"
+    # llama.cpp gives empty tokens names of their own.
+    spelled = [token or f"[EMPTY_{i}]" for i, token in enumerate(tokens)]
+    known = set(spelled)
+    if len(known) != len(spelled):
+        yield f"the token {first_repeated(spelled)!r} is in the vocabulary twice"
     if kind == "llama":
         missing = [
             byte for byte in range(256) if not (f"<0x{byte:02X}>" in known or (byte < 128 and chr(byte) in known))
