@@ -142,7 +142,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "a dimension of zero": ({"entries": [tensor_entry(shape=(8, 0))]}, "impossible shape"),
     "weights beyond 64 bits": ({"entries": [tensor_entry(shape=(2**40, 2**40, 2**40))]}, "impossible shape"),
     "a negative dimension": ({"entries": [tensor_entry(shape=(2**64 - 8,))]}, "impossible shape"),
-    "an unknown type": ({"entries": [tensor_entry(qtype=4)]}, "unknown type 4"),
+    "an unknown type": ({"entries": [tensor_entry(qtype=4)]}, "is of Q4_2, a type that llama.cpp removed"),
     "a name without end": ({"entries": [tensor_entry(b"n" * 5000)]}, "name of 5000 characters"),
     "a long key twice": ({"entries": [], "fields": pack_fields({"k" * 999: field_of(1)}) * 2, "n_fields": 2}, "twice"),
     "half a block": ({"entries": [tensor_entry(shape=(48,), qtype=int(T.Q8_0))]}, "blocks of 32"),
