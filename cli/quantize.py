@@ -13,7 +13,7 @@ from .terminal import TERMINAL, detail, emit_json, say, verbosity
 from .writing import gate_request, writing_options
 
 if TYPE_CHECKING:
-    from ..jobs.quantize import Report
+    from ..jobs.quantize import Report, RoundingReport
     from ..quantize.choices import MixOptions
     from ..quantize.file_types import FileType
 
@@ -31,9 +31,24 @@ READ_ONLY = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Output file for one type, folder for any number; by default beside a GGUF source, else in this folder.",
 )
 @click.option("--imatrix", type=READ_ONLY, help="Importance matrix of llama-imatrix (GGUF or .dat).")
-@click.option("--include-weights", multiple=True, metavar="NAME", help="Use the matrix for tensors of this name only.")
-@click.option("--exclude-weights", multiple=True, metavar="NAME", help="Do not use it for tensors of this name.")
-@click.option("--tensor-type", multiple=True, metavar="PATTERN=TYPE", help="Type of the tensors that match.")
+@click.option(
+    "--moments", type=READ_ONLY, help="Round by these moments (imatrix --moments): errors cancel in the output."
+)
+@click.option(
+    "--include-weights",
+    multiple=True,
+    metavar="NAME",
+    help="Use the imatrix only for tensors whose name contains NAME.",
+)
+@click.option(
+    "--exclude-weights",
+    multiple=True,
+    metavar="NAME",
+    help="Do not use the imatrix for tensors whose name contains NAME.",
+)
+@click.option(
+    "--tensor-type", multiple=True, metavar="PATTERN=TYPE", help="Type for tensors whose name matches PATTERN."
+)
 @click.option(
     "--tensor-type-file", type=READ_ONLY, multiple=True, help="Read such PATTERN=TYPE words from a file; repeatable."
 )
@@ -68,6 +83,7 @@ def command(source: str | None, **options: Any) -> None:
         catalogue=catalogue_path(),
         outfile=options["outfile"],
         imatrix=options["imatrix"],
+        moments=options["moments"],
         include_weights=options["include_weights"],
         exclude_weights=options["exclude_weights"],
         options=mix_options(options),
@@ -123,6 +139,15 @@ def mix_options(options: Mapping[str, Any]) -> "MixOptions":
     )
 
 
+def print_rounding(rounding: "RoundingReport") -> None:
+    """Say how weights were rounded."""
+    error = "" if rounding.error is None else f": errors of outputs {rounding.error:.2f}x on held-out inputs"
+    click.echo(f"  {count(rounding.n_tensors, 'tensor')} rounded with error feedback{error}")
+    if names := rounding.fallen_back:
+        click.echo(f"  {count(len(names), 'tensor')} rounded plainly (no moments, or feedback does not help)")
+        detail("    " + ", ".join(names))
+
+
 def show(report: "Report", dry_run: bool) -> None:
     """Print a few lines per output."""
     for one in report.outputs:
@@ -133,6 +158,8 @@ def show(report: "Report", dry_run: bool) -> None:
             blocks = f"{their} rows cannot be cut into {fallback.wanted.name}'s blocks"
             click.echo(f"  {count(len(names), 'tensor')} {are} {fallback.used.name}: {blocks}")
             detail("    " + ", ".join(names))
+        if one.rounding and one.rounding.kind == "calibrated":
+            print_rounding(one.rounding)
         for role, error in (one.errors or {}).items():
             click.echo(f"  relative error of {role}: {error:.4f}")
         if dry_run:

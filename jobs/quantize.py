@@ -11,6 +11,7 @@ from gguf.constants import GGMLQuantizationType
 
 from ..formats.errors import PlanError
 from ..formats.gguf_file import read_gguf, same_file
+from ..formats.moments import MomentsFile
 from ..formats.source import file_identity
 from ..formats.words import count
 from ..quantize.choices import MixOptions
@@ -18,6 +19,7 @@ from ..quantize.encode import Encoder, Importance, relative_errors
 from ..quantize.imatrix import Imatrix, load_imatrix
 from ..quantize.mixes import Mix
 from ..quantize.overrides import KvOverride
+from ..quantize.rounding.calibration import Calibration, check_model
 from ..quantize.variants import StoredType, Variant, plan_variants, stored_in_source
 from ..writer.gguf_source import plan_from_gguf
 from ..writer.partial import Output, check_outputs, split_output
@@ -45,6 +47,7 @@ class Request:
     catalogue: Path | None = None
     outfile: str | None = None
     imatrix: Path | None = None
+    moments: Path | None = None
     include_weights: tuple[str, ...] = ()
     exclude_weights: tuple[str, ...] = ()
     options: MixOptions = field(default_factory=MixOptions)
@@ -70,6 +73,25 @@ class Fallback:
 
 
 @dataclass(frozen=True)
+class RoundingReport:
+    """How weights were rounded: tensors with error feedback, those that kept plain rounding for the most part.
+
+    `error` is the squared error of outputs on held-out inputs against that of plain rounding, the mean over tensors;
+    None without such inputs.
+    """
+
+    kind: str
+    n_tensors: int = 0
+    fallen_back: tuple[str, ...] = ()
+    error: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the stable JSON."""
+        report: dict[str, Any] = {"kind": self.kind, "tensors": self.n_tensors, "fallen_back": list(self.fallen_back)}
+        return report if self.error is None else {**report, "error": round(self.error, 4)}
+
+
+@dataclass(frozen=True)
 class VariantReport:
     """One output: what fell back, and after a run whose kernels were replaced and the errors that were measured."""
 
@@ -77,6 +99,7 @@ class VariantReport:
     variant: Variant
     encoders_replaced: tuple[str, ...] | None = None
     errors: Mapping[str, float] | None = None
+    rounding: "RoundingReport | None" = None
 
     @property
     def fallbacks(self) -> list[Fallback]:
@@ -97,6 +120,8 @@ class VariantReport:
         ]
         if self.encoders_replaced is not None:
             report["encoders_replaced"] = list(self.encoders_replaced)
+        if self.rounding is not None:
+            report["rounding"] = self.rounding.as_json()
         if self.errors is not None:
             report["errors"] = dict(self.errors)
         return report
@@ -128,7 +153,9 @@ class Prepared:
     outputs: tuple[Output, ...]
     place: Place
     imatrix: Imatrix | None
+    calibration: Calibration | None
     planned: Planned | None
+    source_plan: Plan
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -161,26 +188,64 @@ class Prepared:
             replaced = sorted(qtype.name for qtype in encoder.fallen_back & used) if encoder else None
             errors = relative_errors(encoder, variant.choices) if encoder and encoder.measure else None
             described = OutputReport(output, variant.mix.name)
-            reports.append(VariantReport(described, variant, None if replaced is None else tuple(replaced), errors))
+            told = None if replaced is None else tuple(replaced)
+            reports.append(VariantReport(described, variant, told, errors, rounding_report(encoder, variant)))
         return Report(tuple(reports), seconds)
+
+
+def rounding_report(encoder: Encoder | None, variant: Variant) -> RoundingReport | None:
+    """Return what feedback did to the tensors of a variant; None before anything is written."""
+    if encoder is None:
+        return None
+    if encoder.calibration is None:
+        return RoundingReport("plain")
+    known = {choice.name: encoder.outcomes.get((choice.name, choice.qtype)) for choice in variant.choices}
+    outcomes = {name: outcome for name, outcome in known.items() if outcome is not None}
+    ratios = [outcome.chosen / outcome.plain for outcome in outcomes.values() if outcome.plain > 0]
+    fallen_back = tuple(
+        choice.name
+        for choice in variant.choices
+        if choice.converts and not choice.kept and (choice.name not in outcomes or outcomes[choice.name].fell_back)
+    )
+    return RoundingReport("calibrated", len(outcomes), fallen_back, sum(ratios) / len(ratios) if ratios else None)
 
 
 def prepare(request: Request, listener: Listener = SILENT) -> Prepared:
     """Open the source and plan all outputs; reads headers only. Raises MoeGgufError for what cannot be done."""
     if request.keep_split and request.split_max_size:
         raise PlanError("--keep-split and --split-max-size exclude each other")
+    if request.moments and request.imatrix:
+        raise PlanError("--moments and --imatrix exclude each other: moments say what an imatrix says, and more")
     with stoppable():
         source = _open(request, listener)
         imatrix = _imatrix(request)
+        moments = MomentsFile(request.moments) if request.moments else None
+    calibration = Calibration(moments) if moments else None
+    known = calibration or imatrix
     plan, variants = plan_variants(
-        source.plan, source.stored, request.mixes, request.options, imatrix, request.kv_overrides
+        source.plan, source.stored, request.mixes, request.options, known, request.kv_overrides
     )
+    if moments:
+        calibration = Calibration(moments, {choice.name: choice.source_name for choice in variants[0].choices})
+        for choice in (choice for variant in variants for choice in variant.choices if choice.converts):
+            moments.entry(choice.source_name, choice.shape)
     if imatrix:
         for choice in (choice for variant in variants for choice in variant.choices if choice.converts):
             imatrix.for_tensor(choice.source_name, choice.shape)  # a wrong size is refused, an unknown one noted
     place = Place.of(request.outfile, len(variants), source.folder)
     outputs = _outputs(request, source, variants, place)
-    prepared = Prepared(request, source.name, plan, tuple(variants), tuple(outputs), place, imatrix, source.planned)
+    prepared = Prepared(
+        request,
+        source.name,
+        plan,
+        tuple(variants),
+        tuple(outputs),
+        place,
+        imatrix,
+        calibration,
+        source.planned,
+        source.plan,
+    )
     for warning in prepared.warnings:
         listener.warn(warning)
     return prepared
@@ -201,7 +266,9 @@ def run(prepared: Prepared, listener: Listener = SILENT) -> Report:
         prepared.place.prepare()
         check_outputs(prepared.outputs, prepared.plan.source.identity())
         plan = planned.ready(prepared.plan, listener) if planned else prepared.plan
-    encoder = Encoder(prepared.importance, measure=request.measure)
+        if prepared.calibration:
+            check_model(prepared.calibration.moments, replace(prepared.source_plan, source=plan.source))
+    encoder = Encoder(prepared.importance, request.measure, prepared.calibration)
     targets = ", ".join(str(output.path) for output in prepared.outputs)
     tokenizer = planned.tokenizer if planned else None
     n_weights = sum(tensor.n_weights for tensor in plan.tensors)
@@ -229,12 +296,15 @@ def warm_up(prepared: Prepared, listener: Listener = SILENT) -> None:
     """Compile the kernels that the outputs need, saying so when it takes a while."""
     from ..quantize.kernels import has_kernel
     from ..quantize.kernels import warm_up as compile_kernels
+    from ..quantize.rounding import warm_up as compile_rounding
 
     types = {choice.qtype for variant in prepared.variants for choice in variant.choices if choice.converts}
     kernels = [qtype for qtype in types if has_kernel(qtype)]
     started = time.monotonic()
     with listener.bar(len(kernels), "compile the encoders (kept for next time)", " kernels") as bar:
-        compile_kernels(kernels, prepared.imatrix is not None, lambda _: bar.update(1))
+        compile_kernels(kernels, (prepared.imatrix or prepared.calibration) is not None, lambda _: bar.update(1))
+        if prepared.calibration:
+            compile_rounding(set(kernels))
     if (seconds := time.monotonic() - started) > 2:
         listener.say(f"the encoders were compiled for this processor in {seconds:.1f} s; next time they are there")
 
@@ -284,8 +354,9 @@ def _imatrix(request: Request) -> Imatrix | None:
 def _outputs(request: Request, source: _Source, variants: Sequence[Variant], place: Place) -> list[Output]:
     label = _label(request)
     paths = [place.path(variant.fields, variant.mix.name) for variant in variants]
-    if request.imatrix and any(same_file(path, request.imatrix) for path in paths):
-        raise PlanError(f"{request.imatrix}: the output is the importance matrix; choose another name")
+    for read, what in ((request.imatrix, "importance matrix"), (request.moments, "file of moments")):
+        if read and any(same_file(path, read) for path in paths):
+            raise PlanError(f"{read}: the output is the {what}; choose another name")
     outputs = [variant.output(path, label) for variant, path in zip(variants, paths, strict=True)]
     if size := request.split_max_size:
         return [split_output(output, size) for output in outputs]
@@ -294,6 +365,8 @@ def _outputs(request: Request, source: _Source, variants: Sequence[Variant], pla
 
 def _label(request: Request) -> str:
     """Return what else than the types makes the bytes: an interrupted run goes on only if it is the same."""
+    if request.moments:
+        return str(file_identity(request.moments))
     if not request.imatrix:
         return ""
     label = str(file_identity(request.imatrix))

@@ -16,6 +16,8 @@ from ..models.tensor_roles import role_of
 from ..writer.plan import PlannedTensor
 from .choices import TypeChoice
 from .ggml import dequantize, quantize_chunk, row_bytes
+from .rounding.calibration import Calibration
+from .rounding.outcome import NOTHING, Outcome, fed_back
 
 CHECKED_WEIGHTS = 16384
 Importance = Callable[[PlannedTensor], np.ndarray | None]
@@ -36,14 +38,20 @@ class Encoder:
     """Encodes slabs for `writer.write`; safe to call from several threads.
 
     `importance(tensor)` gives float32 [n_expert, row_length] (one row for a matrix without experts) or None.
-    With `measure`, `errors` holds per (tensor, type) the sums of squared errors and of squares.
+    `calibration`, where it knows a tensor, takes its place, and rounds so that errors cancel in the output.
+    With `measure`, `errors` holds per (tensor, type) the sums of squared errors and of squares; `outcomes` holds what
+    feedback did.
     """
 
-    def __init__(self, importance: Importance | None = None, measure: bool = False) -> None:
+    def __init__(
+        self, importance: Importance | None = None, measure: bool = False, calibration: Calibration | None = None
+    ) -> None:
+        self.calibration = calibration
         self.importance = importance or (lambda _: None)
         self.measure = measure
         self.fallen_back: set[GGMLQuantizationType] = set()
         self.errors: dict[tuple[str, GGMLQuantizationType], np.ndarray] = defaultdict(lambda: np.zeros(2))
+        self.outcomes: dict[tuple[str, GGMLQuantizationType], Outcome] = {}
         self._trusted: dict[tuple[str, GGMLQuantizationType], bool] = {}
         self._weights: dict[str, np.ndarray | None] = {}
         self._lock = threading.Lock()
@@ -62,9 +70,25 @@ class Encoder:
         return encoded
 
     def _encode(self, tensor: PlannedTensor, row: int, rows: np.ndarray, qtype: GGMLQuantizationType) -> np.ndarray:
+        rounder = self.calibration.rounder(tensor, row, qtype) if self.calibration else None
+        if rounder is None:
+            return self._rounded_alone(tensor, rows, qtype, self._importance_of(tensor, row))
+        plain = self._rounded_alone(tensor, rows, qtype, rounder.importance)
+        if rounder.factor is None:
+            return plain
+        rows = widen(rows) if rows.dtype == np.float64 else rows
+        encoded, outcome = fed_back(qtype, rows, rounder, plain)
+        with self._lock:
+            before = self.outcomes.get((tensor.name, qtype), NOTHING)
+            self.outcomes[tensor.name, qtype] = before + outcome
+        return encoded
+
+    def _rounded_alone(
+        self, tensor: PlannedTensor, rows: np.ndarray, qtype: GGMLQuantizationType, weights: np.ndarray | None
+    ) -> np.ndarray:
+        """Encode rows as llama.cpp does, each weight to the nearest level."""
         from .kernels import encode, has_kernel
 
-        weights = self._importance_of(tensor, row)
         if rows.dtype == np.float64 or not has_kernel(qtype) or not self._trust(tensor, rows, qtype, weights):
             return quantize_chunk(qtype, widen(rows), weights)
         encoded = np.empty((len(rows), row_bytes(qtype, tensor.row_length)), np.uint8)

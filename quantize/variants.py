@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from gguf.constants import GGMLQuantizationType
 
@@ -15,11 +16,24 @@ from ..writer.plan import Plan, PlannedTensor
 from .choices import MixOptions, TypeChoice
 from .facts import facts_of
 from .file_types import FileType
-from .imatrix import Imatrix
 from .mixes import Mix, choose_types
 from .output_metadata import quantized_metadata
 from .overrides import KvOverride, apply_kv_overrides
 from .pruning import prune, writing_order
+
+
+class Knowledge(Protocol):
+    """What is known of inputs, an importance matrix or moments: of which tensors, and what a file says of it."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The tensors that it knows, by their names in the source."""
+        ...
+
+    def metadata_overrides(self) -> list[KvOverride]:
+        """Return the quantize.* keys."""
+        ...
+
 
 StoredType = Callable[[PlannedTensor], GGMLQuantizationType]
 
@@ -47,7 +61,7 @@ def plan_variants(
     stored: StoredType,
     mixes: Sequence[Mix],
     options: MixOptions,
-    imatrix: Imatrix | None = None,
+    imatrix: Knowledge | None = None,
     kv_overrides: Sequence[KvOverride] = (),
 ) -> tuple[Plan, list[Variant]]:
     """Return the plan of the tensors that are written (pruned, renamed, in writing order) and a variant per mix.

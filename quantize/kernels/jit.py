@@ -38,8 +38,8 @@ _compiler: Any = njit
 
 @cache
 def _sources() -> str:
-    """Return a hash of all sources here: Numba itself sees only changes of the file that a kernel stands in."""
+    """Return a hash of all kernels' sources: Numba itself sees only changes of the file that a kernel stands in."""
     hashed = hashlib.sha256()
-    for path in sorted(_FOLDER.glob("*.py")):
+    for path in sorted([*_FOLDER.glob("*.py"), *_FOLDER.parent.glob("rounding/*.py")]):
         hashed.update(path.read_bytes())
     return hashed.hexdigest()[:16]

@@ -284,6 +284,19 @@ def from_bits(typingctx: Any, value: Any) -> Any:
 
 
 @_operation
+def multiply_add(typingctx: Any, a: Any, number: Any, c: Any) -> Any:
+    """Return a * number + c, rounded once; `number` is a float32 for every lane."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        target = context.get_value_type(c)
+        name = f"llvm.fma.v{c.width}f32"
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(target, [target] * 3), name)
+        return builder.call(function, [args[0], _splat(builder, args[1], c.width), args[2]])
+
+    return c(a, types.float32, c), codegen
+
+
+@_operation
 def any_lane(typingctx: Any, mask: Any) -> Any:
     """Tell whether the mask holds in some lane."""
 
