@@ -10,10 +10,11 @@ from functools import cached_property
 from math import prod
 from typing import Any
 
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, Keys, LlamaFileType
+from gguf.constants import GGMLQuantizationType, Keys, LlamaFileType
 
 from ..formats.gguf_file import GgufFile, tensor_bytes
 from ..writer.plan import Plan
+from .kv_cache import cache_rows, whole
 from .template_language import is_go_template
 
 
@@ -101,7 +102,7 @@ class Summary:
 
     def number(self, key: str) -> int:
         """Return a hyper-parameter as a number: the largest of one given per layer, 0 when there is none."""
-        return _number(self.hyper(key))
+        return whole(self.hyper(key))
 
     def text(self, key: str) -> str | None:
         """Return a text of the metadata, or None."""
@@ -195,20 +196,12 @@ class Summary:
     def kv_bytes(self, n_ctx: int, qtype: GGMLQuantizationType = GGMLQuantizationType.F16) -> int | None:
         """Return the bytes of the KV cache for one sequence of `n_ctx` tokens.
 
-        llama.cpp rounds the context up to a multiple of 256 (src/llama-context.cpp). None for an architecture
+        llama.cpp rounds the context up to a multiple of 256. None for an architecture
         whose cache is of another kind (recurrent, latent attention) or when the headers do not say.
         """
-        n_head = self.number(Keys.Attention.HEAD_COUNT)
-        n_head_kv = self.hyper(Keys.Attention.HEAD_COUNT_KV, n_head)
-        if not n_head or self.hyper(Keys.Attention.KV_LORA_RANK):
+        if not self.number(Keys.Attention.HEAD_COUNT) or self.hyper(Keys.Attention.KV_LORA_RANK):
             return None
-        in_all = sum(map(_number, n_head_kv)) if isinstance(n_head_kv, list) else _number(n_head_kv) * self.n_layer
-        n_embd = self.number(Keys.LLM.EMBEDDING_LENGTH)
-        head_k = self.number(Keys.Attention.KEY_LENGTH) or n_embd // n_head
-        head_v = self.number(Keys.Attention.VALUE_LENGTH) or n_embd // n_head
-        block_size, type_size = GGML_QUANT_SIZES[qtype]
-        n_values = (n_ctx + -n_ctx % 256) * in_all * (head_k + head_v)
-        return n_values // block_size * type_size
+        return sum(cache_rows(self.hyper).layer_bytes(n_ctx, qtype, qtype))
 
     @property
     def template_kind(self) -> str | None:
@@ -260,10 +253,3 @@ def _shares(tensors: Iterable[TensorFacts], key: Callable[[TensorFacts], Any]) -
         one: Share(len(group), sum(t.n_weights for t in group), sum(t.n_bytes for t in group))
         for one, group in groups.items()
     }
-
-
-def _number(value: Any) -> int:
-    """Return a number of the metadata; one given per layer by its largest, anything else as 0."""
-    if isinstance(value, list):
-        return max((_number(item) for item in value), default=0)
-    return int(value) if isinstance(value, (int, float)) and 0 <= value < 2**53 else 0

@@ -8,12 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, Keys
 
 from ...formats.errors import EngineError
 from ...formats.gguf_file import GgufFile
+from ...models.kv_cache import CacheRows, cache_rows, rounded_context
 from ..load_options import LoadOptions
 from ..load_parameters import default_context
 
@@ -23,7 +23,6 @@ EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 # the tensors of LLM_TENSOR_LAYER_INPUT in src/llama-arch.cpp; they never leave the CPU
 INPUT = re.compile(r"(token_embd|token_embd_norm|token_types|position_embd|per_layer_token_embd)\.")
 BLOCK = re.compile(r"blk\.(\d+)\.")
-CONTEXT_STEP = 256
 # GGML_OP_OFFLOAD_MIN_BATCH of ggml's GPU backends
 OFFLOADED_PROMPT = 32
 
@@ -116,20 +115,15 @@ def read_facts(file: GgufFile) -> ModelFacts:
     n_head = number(Keys.Attention.HEAD_COUNT)
     if not n_layer or not n_embd:
         raise EngineError(f"{file.path}: no {file.architecture}.block_count or .embedding_length; not a language model")
-    heads_kv: Any = file.hyper(Keys.Attention.HEAD_COUNT_KV, n_head)
-    heads = [int(h) for h in heads_kv] if isinstance(heads_kv, list) else [int(heads_kv)] * n_layer
-    k_head = number(Keys.Attention.KEY_LENGTH, n_embd // max(n_head, 1))
-    v_head = number(Keys.Attention.VALUE_LENGTH, n_embd // max(n_head, 1))
-    # with multi-head latent attention, V is a view of K
-    latent = file.hyper(Keys.Attention.KEY_LENGTH_MLA) is not None
+    rows = cache_rows(file.hyper)
     embeddings = file.tensors.get("token_embd.weight")
     return ModelFacts(
         name=file.path.name,
         tensors={name: tensor.n_bytes for name, tensor in file.tensors.items()},
-        k_rows=tuple(h * k_head for h in heads[:n_layer]),
-        v_rows=tuple(0 if latent else h * v_head for h in heads[:n_layer]),
-        k_head=k_head,
-        v_head=v_head,
+        k_rows=rows.k_rows,
+        v_rows=rows.v_rows,
+        k_head=rows.k_head,
+        v_head=rows.v_head,
         n_ctx_train=number(Keys.LLM.CONTEXT_LENGTH),
         n_embd=n_embd,
         n_head=n_head,
@@ -147,18 +141,18 @@ def with_tensor_bytes(facts: ModelFacts, name: str, n_bytes: Mapping[str, int]) 
 def context_length(facts: ModelFacts, options: LoadOptions) -> int:
     """Return the tokens that llama.cpp allots: the wish or the default, rounded up to 256."""
     wish = options.n_ctx or default_context(facts.n_ctx_train)
-    return -(-wish // CONTEXT_STEP) * CONTEXT_STEP
+    return rounded_context(wish)
 
 
 def kv_bytes(facts: ModelFacts, options: LoadOptions) -> list[int]:
     """Return the bytes of each layer's cache. Raises EngineError for a type that its heads cannot have."""
     n_ctx = context_length(facts, options)
-    k_size = _element_bytes(options.cache_type_k, "k", facts.k_head)
-    v_size = _element_bytes(options.cache_type_v, "v", facts.v_head)
-    if GGML_QUANT_SIZES[_cache_type(options.cache_type_v)][0] > 1 and options.flash_attn == "off":
+    k_type = _checked_type(options.cache_type_k, "k", facts.k_head)
+    v_type = _checked_type(options.cache_type_v, "v", facts.v_head)
+    if GGML_QUANT_SIZES[v_type][0] > 1 and options.flash_attn == "off":
         raise EngineError("a quantized V cache needs flash attention; leave -fa/--flash-attn on or use -ctv f16")
-    rows = zip(facts.k_rows, facts.v_rows, strict=True)
-    return [int(n_ctx * (k * k_size + v * v_size)) for k, v in rows]
+    rows = CacheRows(facts.k_rows, facts.v_rows, facts.k_head, facts.v_head)
+    return rows.layer_bytes(n_ctx, k_type, v_type)
 
 
 def _cache_type(name: str) -> GGMLQuantizationType:
@@ -170,13 +164,14 @@ def _cache_type(name: str) -> GGMLQuantizationType:
         ) from None
 
 
-def _element_bytes(name: str, side: str, head: int) -> float:
-    block, size = GGML_QUANT_SIZES[_cache_type(name)]
+def _checked_type(name: str, side: str, head: int) -> GGMLQuantizationType:
+    qtype = _cache_type(name)
+    block = GGML_QUANT_SIZES[qtype][0]
     if head % block:
         raise EngineError(
             f"the {side.upper()} cache cannot be {name}: heads of {head} values are not blocks of {block}; use f16"
         )
-    return size / block
+    return qtype
 
 
 def device_of_layers(facts: ModelFacts, options: LoadOptions, devices: Sequence[str]) -> list[str]:

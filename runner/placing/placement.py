@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 
 from ...formats.errors import EngineError
 from ...formats.gguf_file import GgufFile
+from ...models.kv_cache import CONTEXT_STEP
 from ..load_options import LoadOptions
 from .devices import Device
 from .dryload import measure
 from .memory import (
     BLOCK,
-    CONTEXT_STEP,
     CPU,
     EXPERTS,
     Memory,
