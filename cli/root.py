@@ -31,6 +31,7 @@ VERBS = {
     "fit": "Plan which parts of a model go on which device.",
     "devices": "List the devices that llama.cpp can use here.",
     "worker": "Serve this machine's devices to another one.",
+    "eval": "Ask a model the tasks of lm-evaluation-harness.",
     "bench": "Measure prompt processing and generation.",
     "imatrix": "Measure which weights matter, for quantize.",
     "perplexity": "Measure how well a model predicts a text.",

@@ -126,15 +126,18 @@ class Engine:
         return np.ctypeslib.as_array(llama().llama_get_logits(self.pointer), (len(tokens), self.model.n_vocab))
 
     def decode_marked(self, parts: Sequence[tuple[int, Sequence[int]]], marked: np.ndarray) -> np.ndarray:
-        """Append tokens to sequences, (sequence, tokens) each, in one batch of at most n_batch tokens.
+        """Append tokens to sequences, (sequence, tokens) each, in one batch; see `decode_shared`."""
+        return self.decode_shared([Shared(sequence, 1, tokens) for sequence, tokens in parts], marked)
 
-        `marked` is bool [tokens of all parts]: the logits after those are returned, float32 [marked, n_vocab], a view
-        until the next step. Raises what `step` raises.
+    def decode_shared(self, parts: Sequence["Shared"], marked: np.ndarray) -> np.ndarray:
+        """Append tokens that sequences share, all parts in one batch of at most n_batch tokens.
+
+        A part goes behind what earlier parts add to its sequences. `marked` is bool [tokens of all parts]: the logits
+        after those are returned, float32 [marked, n_vocab], a view until the next step. Raises what `step` raises.
         """
-        batch = [Part(number, sequence, tokens, None, None) for number, (sequence, tokens) in enumerate(parts)]
-        self._batch.fill(batch, self.cached)
+        self._batch.fill_shared(parts, self.cached)
         self._batch.wanted[: len(marked)] = marked
-        self._decode(batch)
+        self._decode([Part(0, sequence, part.tokens, None, None) for part in parts for sequence in part.sequences])
         n_marked = int(np.count_nonzero(marked))
         if not n_marked:
             return np.empty((0, self.model.n_vocab), np.float32)
@@ -145,6 +148,13 @@ class Engine:
         llama().llama_memory_clear(self.memory, True)
         for held in self.cached:
             held.clear()
+
+    def copy(self, source: int, targets: Sequence[int]) -> None:
+        """Let other sequences hold what `source` does, instead of what they held; the cache keeps it once."""
+        for target in targets:
+            self.forget(target)
+            llama().llama_memory_seq_cp(self.memory, source, target, -1, -1)
+            self.cached[target].extend(self.cached[source])
 
     def reuse(self, sequence: int, tokens: Sequence[int]) -> int:
         """Keep of a sequence what is a prefix of `tokens`, forget the rest; return how many tokens are kept.
@@ -243,6 +253,20 @@ class Part:
     n_logprobs: int | None
 
 
+@dataclass(frozen=True)
+class Shared:
+    """Tokens to append to `count` sequences at once, from number `first` on; these must hold the same so far."""
+
+    first: int
+    count: int
+    tokens: Sequence[int]
+
+    @property
+    def sequences(self) -> range:
+        """The numbers of its sequences."""
+        return range(self.first, self.first + self.count)
+
+
 def batches(feeds: Sequence[Feed], n_batch: int) -> Iterator[list[Part]]:
     """Cut feeds, in their order, into batches of at most n_batch tokens."""
     parts: list[Part] = []
@@ -288,8 +312,25 @@ class Batch:
             setattr(struct, name, ctypes.cast(array.ctypes.data, kind))
         self.struct = struct
 
+    def fill_shared(self, parts: Sequence[Shared], cached: Sequence[Sequence[int]]) -> None:
+        """Write parts behind what their sequences hold and what earlier parts add to them; no logits are wanted."""
+        start, ends = 0, [len(tokens) for tokens in cached]
+        for part in parts:
+            stop = start + len(part.tokens)
+            first = ends[part.first]
+            self.token[start:stop] = part.tokens
+            self.pos[start:stop] = np.arange(first, first + stop - start)
+            self.seq_id[start:stop] = self._address + part.first * self._ids.itemsize
+            self.n_seq_id[start:stop] = part.count
+            for sequence in part.sequences:
+                ends[sequence] += stop - start
+            start = stop
+        self.wanted[:start] = 0
+        self.struct.n_tokens = start
+
     def fill(self, parts: Sequence[Part], cached: Sequence[Sequence[int]]) -> list[int]:
         """Write parts behind what their sequences hold; return the row of each part's last token."""
+        self.n_seq_id[:] = 1
         start, rows = 0, []
         for part in parts:
             stop = start + len(part.tokens)
@@ -321,7 +362,7 @@ def shared_prefix(held: Sequence[int], tokens: Sequence[int]) -> int:
     length = min(len(held), len(tokens))
     if held[:length] == list(tokens[:length]):
         return length
-    return next(i for i in range(length) if held[i] != tokens[i])
+    return next((i for i in range(length) if held[i] != tokens[i]), length)
 
 
 @cache
