@@ -7,8 +7,7 @@ import click
 
 from .loading import BUDGET_OPTIONS, MACHINE_OPTIONS, PLACING_OPTIONS, READING_OPTIONS, load_request, with_options
 from .models import MODEL, catalogue_path
-from .tables import table
-from .terminal import TERMINAL, emit_json, format_bytes, verbosity
+from .terminal import TERMINAL, emit_json, verbosity
 
 if TYPE_CHECKING:
     from ..jobs.compare import Report
@@ -27,6 +26,9 @@ THERE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--save-logits", type=NEW, help="Save the base's logits here, as llama-perplexity does.")
 @click.option("--compact", is_flag=True, help="Save them in half of the size, for this program only.")
 @click.option("--prompts", type=THERE, help="Answer the prompts of this file, one a line, by all models.")
+@click.option(
+    "--plot", "plots", type=NEW, multiple=True, help="Draw size against divergence: .png or .svg; repeatable."
+)
 @click.option("-n", "--n-predict", type=click.IntRange(1), default=64, show_default=True, help="Tokens of an answer.")
 @with_options(READING_OPTIONS + BUDGET_OPTIONS + PLACING_OPTIONS + MACHINE_OPTIONS)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -52,6 +54,7 @@ def command(base: str, variants: tuple[str, ...], texts: tuple[str, ...], as_jso
         compact=values.pop("compact"),
         prompts=tuple(line for line in read_text_file(prompts).splitlines() if line.strip()) if prompts else (),
         n_predict=values.pop("n_predict"),
+        plots=values.pop("plots"),
         load=load_request(values),
     )
     report = job.run(job.prepare(request), TERMINAL)
@@ -68,24 +71,7 @@ def named_text(argument: str) -> tuple[str, Path]:
 
 
 def show(report: "Report") -> None:
-    """Print a row per variant."""
-    rows = []
-    for one in report.variants:
-        found = one.divergence
-        agreement = f"{one.routing.value:.2%}" if one.routing else "-"
-        rows.append(
-            (
-                one.path.name,
-                format_bytes(one.n_bytes),
-                f"{one.bits_per_weight:.2f}",
-                f"{found.ppl_json()['q']:.4f}",
-                f"{found.kld.value:.6f} ± {found.kld.error:.6f}",
-                f"{found.same_top.value:.3%}",
-                agreement,
-            )
-        )
-    heads = ("file", "size", "bits/weight", "PPL", "KL divergence", "same top token", "same experts")
-    click.echo(table(heads, rows, right=range(1, len(heads))))
-    floor = report.base.noise_floor
-    measured = f"; its noise floor is {floor:.6f}" if floor is not None else ""
-    click.echo(f"\nbase: {report.base.path.name}, PPL {report.base.ppl:.4f}{measured}; {report.n_token} tokens")
+    """Print the report."""
+    from .compare_text import lines
+
+    click.echo("\n\n".join(lines(report)))

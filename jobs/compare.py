@@ -20,6 +20,7 @@ from ..measure.agreement import Agreement, Routing, load_choices, routes, save_c
 from ..measure.answers import Answer, Divergent, first_difference, greedy_answers
 from ..measure.divergence import Divergence, perplexity_of
 from ..measure.logits_file import COMPACT, STOCK, Layout, LogitsWriter, StoredLogits, model_digest
+from ..measure.size_plot import Point, check_plot, draw
 from ..measure.windows import Windows, cut_windows, read_strict_text, scored_logits, windows_of
 from .listener import SILENT, Listener
 from .loading import DEFAULT_LOAD, LoadRequest, opened_engine
@@ -39,7 +40,7 @@ class Request:
 
     `n_chunk` is the most windows of each text. `base_logits` is a file of an earlier run that saves reading the base,
     `save_logits` one to write, in llama.cpp's form or, with `compact`, in half of its size. `prompts` are answered
-    greedily by all. `speed` False leaves out the measurement of generation.
+    greedily by all. `speed` False leaves out the measurement of generation. `plots` are pictures to draw, PNG or SVG.
     """
 
     base: str | Path | None
@@ -54,6 +55,7 @@ class Request:
     prompts: tuple[str, ...] = ()
     n_predict: int = 64
     speed: bool = True
+    plots: tuple[Path, ...] = ()
     load: LoadRequest = DEFAULT_LOAD
 
 
@@ -149,6 +151,8 @@ def prepare(request: Request) -> Prepared:
     """Read headers and texts. Raises EngineError for variants that are no variants of the base, and for no text."""
     from gguf.constants import Keys
 
+    for plot in request.plots:
+        check_plot(plot)
     base = read_gguf(resolve_gguf(request.base, request.catalogue))
     variants = tuple(read_gguf(resolve_gguf(variant, request.catalogue)) for variant in request.variants)
     keys = {"vocabulary": Keys.Tokenizer.LIST}
@@ -177,7 +181,27 @@ def run(prepared: Prepared, listener: Listener = SILENT) -> Report:
     with _reference(prepared, listener) as reference:
         variants = [_variant(prepared, file, reference, listener) for file in prepared.variants]
         n_token = reference.windows.n_chunk * reference.windows.n_scored
-        return Report(reference.report, tuple(variants), reference.windows.n_chunk, n_token)
+        report = Report(reference.report, tuple(variants), reference.windows.n_chunk, n_token)
+    for plot in prepared.request.plots:
+        _draw(report, plot)
+    return report
+
+
+def _draw(report: Report, path: Path) -> None:
+    names = _told_apart([one.path.stem for one in report.variants])
+    points = [
+        Point(name, one.n_bytes, one.divergence.kld.value, one.divergence.kld.error)
+        for name, one in zip(names, report.variants, strict=True)
+    ]
+    draw(points, report.base.path.stem, report.base.noise_floor, path)
+
+
+def _told_apart(stems: Sequence[str]) -> list[str]:
+    """Return names without the words that all of them begin with: "Q4_K_M" of "Bruce-4x7B-Q4_K_M"."""
+    words = [stem.split("-") for stem in stems]
+    while len(words) > 1 and all(len(one) > 1 for one in words) and len({one[0] for one in words}) == 1:
+        words = [one[1:] for one in words]
+    return ["-".join(one) for one in words]
 
 
 def _inputs(request: Request, base: GgufFile, variants: Sequence[GgufFile]) -> list[Path]:
@@ -226,7 +250,7 @@ def _read_base(prepared: Prepared, path: Path, listener: Listener) -> _Reference
         if writer.done:
             listener.say(f"{path}: {writer.done} of {windows.n_chunk} windows are there; going on")
         losses, floor = [], []
-        choices: dict[int, dict[int, np.ndarray]] = {}
+        choices = load_choices(path) if writer.done else {}
         found = np.empty((windows.n_scored, 6))
         started, begun = time.monotonic(), writer.done
         try:
@@ -238,15 +262,15 @@ def _read_base(prepared: Prepared, path: Path, listener: Listener) -> _Reference
                         choices[chunk] = chosen
                     losses.append(writer.add(logits, targets))
                     demand_finite(engine, losses[-1], windows, chunk)
-                    distributions.diverge(logits, writer.last(targets), targets, found)
+                    distributions.in_threads(distributions.diverge, logits, writer.last(targets), targets, found)
                     floor.append(found[:, 2].copy())
                     bar.update(1)
             seconds = time.monotonic() - started
             writer.finish()
         finally:
             writer.close()
-        if request.save_logits and choices and not begun:
-            save_choices(choices, path)
+            if request.save_logits and choices:
+                save_choices(choices, path)
         answers = greedy_answers(engine, request.prompts, request.n_predict)
     stored = StoredLogits(path)
     if begun:
@@ -279,7 +303,7 @@ def _stored_reference(prepared: Prepared, path: Path, listener: Listener) -> _Re
         first = next(iter(scored_logits(engine, windows)))[1]
         found = np.empty((windows.n_scored, 6))
         base = stored.window(0, np.empty((windows.n_scored, stored.layout.n_vocab), np.float32))
-        distributions.diverge(first, base, windows.targets(0), found)
+        distributions.in_threads(distributions.diverge, first, base, windows.targets(0), found)
         if not abs(float(found[:, 2].mean())) < 0.01:
             raise EngineError(
                 f"{path}: logits of another model: their first window differs from {file.path.name}'s by "
@@ -333,7 +357,7 @@ def _variant(prepared: Prepared, file: GgufFile, reference: _Reference, listener
                 if routing and agreement and (chosen := routing.window()) and chunk in reference.choices:
                     agreement.add(reference.choices[chunk], chosen)
                 stored.window(chunk, base)
-                distributions.diverge(logits, base, windows.targets(chunk), tokens[chunk])
+                distributions.in_threads(distributions.diverge, logits, base, windows.targets(chunk), tokens[chunk])
                 demand_finite(engine, tokens[chunk, :, 0], windows, chunk)
                 bar.update(1)
         prompt_speed = windows.n_chunk * windows.n_ctx / (time.monotonic() - started)

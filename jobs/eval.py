@@ -208,7 +208,7 @@ def _trained_for(path: Path) -> int:
 
 def _evaluate(prepared: Prepared, model: Any, n_shot: int | None, tasks: Sequence[str]) -> dict[str, Any]:
     """Ask tasks that are given equally many examples; what the harness prints on stdout is dropped."""
-    from lm_eval import simple_evaluate
+    from lm_eval.evaluator import simple_evaluate
 
     request = prepared.request
     try:

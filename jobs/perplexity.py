@@ -88,7 +88,7 @@ def _windows(engine: "Engine", prepared: Prepared, listener: Listener) -> list[n
     with listener.bar(windows.n_chunk, "perplexity", " chunks") as bar:
         for chunk, logits in scored_logits(engine, windows):
             losses = np.empty(windows.n_scored)
-            distributions.losses(logits, windows.targets(chunk), losses)
+            distributions.in_threads(distributions.losses, logits, windows.targets(chunk), losses)
             demand_finite(engine, losses, windows, chunk)
             found.append(losses)
             bar.update(1)
@@ -108,7 +108,7 @@ def _strided(engine: "Engine", prepared: Prepared, listener: Listener) -> list[n
     with listener.bar(total, "perplexity", " windows") as bar:
         for logits, targets in strided_logits(engine, tokens, request.n_ctx, request.stride, request.n_chunk):
             losses = np.empty(len(targets))
-            distributions.losses(logits, targets, losses)
+            distributions.in_threads(distributions.losses, logits, targets, losses)
             if not np.isfinite(losses).all():
                 raise EngineError(f"{engine.model.path}: logits of window {len(found)} are not finite")
             found.append(losses)

@@ -113,7 +113,7 @@ class Divergence:
     def delta_p_json(self) -> dict[str, float]:
         """Return the same of the change of the correct token's probability (1 is 100 %), and its root mean square."""
         changes = np.asarray(self.tokens[:, 3], np.float32)
-        mean, squares = _mean32(changes), _mean32(changes * changes)
+        mean, squares = _mean32(changes), _mean((changes * changes).astype(np.float64))
         rms = sqrt(squares.value)
         return {
             "mean": mean.value,

@@ -119,10 +119,10 @@ class LogitsWriter:
         """
         losses = np.empty(len(targets))
         if self.layout.magic == COMPACT:
-            distributions.store_compact(logits, targets, self._rows, self._heads, losses)
+            distributions.in_threads(distributions.store_compact, logits, targets, self._rows, self._heads, losses)
             parts = (self._heads, self._rows)
         else:
-            distributions.store(logits, targets, self._rows, losses)
+            distributions.in_threads(distributions.store, logits, targets, self._rows, losses)
             parts = (self._rows,)
         try:
             self._file.seek(self.layout.start + self.done * self.layout.window_bytes)
@@ -137,9 +137,9 @@ class LogitsWriter:
         """Return the window that was just added as it is stored: log probabilities, float32 [n_scored, n_vocab]."""
         out = np.empty((self.layout.n_scored, self.layout.n_vocab), np.float32)
         if self.layout.magic == COMPACT:
-            distributions.load_compact(self._rows, self._heads, targets, out)
+            distributions.in_threads(distributions.load_compact, self._rows, self._heads, targets, out)
         else:
-            distributions.load(self._rows, out)
+            distributions.in_threads(distributions.load, self._rows, out)
         return out
 
     def finish(self) -> None:
@@ -185,9 +185,11 @@ class StoredLogits:
             split = layout.n_scored * N_HEAD * 4
             heads = data[:split].copy().view(np.float32).reshape(-1, N_HEAD)
             targets = self.tokens[chunk, layout.n_ctx // 2 + 1 :]
-            distributions.load_compact(data[split:].reshape(layout.n_scored, -1), heads, targets, out)
+            distributions.in_threads(
+                distributions.load_compact, data[split:].reshape(layout.n_scored, -1), heads, targets, out
+            )
         else:
-            distributions.load(data.copy().view(np.uint16).reshape(layout.n_scored, -1), out)
+            distributions.in_threads(distributions.load, data.copy().view(np.uint16).reshape(layout.n_scored, -1), out)
         return out
 
 
