@@ -117,7 +117,7 @@ def answer(
 ) -> Report:
     """Answer a request on an engine that is open already; see `run`."""
     from ..runner.engine import Cancelled
-    from ..runner.generation import begin, pieces_of, speed
+    from ..runner.generation import begin, pieces_of, separated, speed
     from ..runner.interrupt import on_interrupt
     from ..runner.recommended import with_recommended
     from ..runner.templates.endings import stops_of
@@ -134,7 +134,7 @@ def answer(
     finish = None
     with on_interrupt(engine.cancel):
         try:
-            for piece in thoughts.separated(pieces_of(engine, generation)):
+            for piece in separated(pieces_of(engine, generation), thoughts):
                 pieces.append(piece)
                 if on_piece:
                     on_piece(piece)

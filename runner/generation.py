@@ -1,8 +1,8 @@
 """A prompt and sampling options in, an answer out piece by piece, for one sequence or many in one batch."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from ..formats.errors import EngineError
 from .engine import Choice, Engine, Feed, TokenLogprob
@@ -10,6 +10,7 @@ from .model import is_end, piece, spell
 from .sampling import Sampler, SamplingOptions
 from .streaming import TextStream
 from .templates.endings import Endings
+from .templates.thinking import Heard, ThoughtStream
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,14 @@ def pieces_of(engine: Engine, generation: Generation) -> Iterator[Piece]:
     """Yield what is left of an answer, piece by piece."""
     while generation.finish is None:
         yield from advance(engine, [generation])
+
+
+def separated(pieces: Iterable[Piece], thoughts: ThoughtStream) -> Iterator[Piece]:
+    """Yield an answer's pieces with their text parted into `text` and `thought`."""
+    for each in pieces:
+        heard = thoughts.push(each.text)
+        rest = thoughts.flush() if each.finish else Heard()
+        yield replace(each, text=heard.said + rest.said, thought=heard.thought + rest.thought)
 
 
 def generate(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from .conversation import prompt_of
 from .engine import Cancelled, Engine, shared_prefix
-from .generation import Generation, Piece, Speed, advance, begin, read_prompt, speed, whole_batch
+from .generation import Generation, Piece, Speed, advance, begin, read_prompt, separated, speed, whole_batch
 from .sampling import SamplingOptions
 from .templates.chat_format import ChatFormat, chat_format
 from .templates.endings import stops_of
@@ -72,7 +72,7 @@ class Session:
             self.last, thoughts = self._begin(sampling or self.sampling)
             read_prompt(self.engine, self.last, self.on_prompt)
             while self.last.finish is None:
-                for piece in thoughts.separated(advance(self.engine, [self.last])):
+                for piece in separated(advance(self.engine, [self.last]), thoughts):
                     text, thought = text + piece.text, thought + piece.thought
                     yield piece
         except Cancelled:

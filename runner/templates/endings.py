@@ -13,9 +13,14 @@ from ...formats.llamacpp import llama
 from ..model import Model, is_end, spell, tokenize
 from .message import assistant, user
 from .source import Template
+from .thinking import around_thoughts
 from .wants import wants_of
 
 QUESTION, ANSWER, NEXT = "PROBE-QUESTION", "PROBE-ANSWER", "PROBE-NEXT"
+# gpt-oss's answers are several messages, one for thoughts; its template shows none of them together
+CHANNEL = "<|channel|>"
+# llama.cpp takes it for an end everywhere but where answers have several messages (gpt-oss, Solar Open)
+END = "<|end|>"
 # What looks like a marker of a turn: <|im_end|>, <end_of_turn>, [INST], </s>
 MARKER = re.compile(r"<[^<>\s]+>|\[/?[A-Z][A-Z_]*\]")
 
@@ -47,7 +52,7 @@ def endings_of(model: Model, template: Template, special: dict[str, str]) -> End
     if first is None:
         return Endings()
     spelled = spell(model, first, special=True).decode("utf-8", "replace")
-    if is_end(model, first):
+    if is_end(model, first) or ends_thoughts_too(template, special, spelled):
         return Endings()
     if is_special(model, first):
         return Endings(frozenset({first}), (), f"answers end at {spelled!r} too, as the chat template says")
@@ -56,6 +61,11 @@ def endings_of(model: Model, template: Template, special: dict[str, str]) -> End
     marker = MARKER.match(behind.lstrip())
     text = marker.group() if marker else behind.strip()
     return Endings(frozenset(), (text,), f"answers end at the text {text!r} too, as the chat template says")
+
+
+def ends_thoughts_too(template: Template, special: dict[str, str], marker: str) -> bool:
+    """Tell whether a marker also stands between thoughts and what is said, as gpt-oss's <|end|>: it ends no answer."""
+    return marker == END or CHANNEL in template.source or marker in around_thoughts(template, special)[1]
 
 
 def after_an_answer(template: Template, special: dict[str, str]) -> str:

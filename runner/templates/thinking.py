@@ -1,17 +1,13 @@
 """An answer's text in, its thoughts and what it says out, by the tags that a template puts around thoughts."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from ...formats.errors import EngineError
 from ..streaming import overlap
 from .message import Json
 from .source import Template
-
-if TYPE_CHECKING:
-    from ..generation import Piece
 
 QUESTION, THOUGHT, ANSWER = "PROBE-QUESTION", "PROBE-THOUGHT", "PROBE-ANSWER"
 TAG = r"<[^<>\s]+>|\[/?[A-Z]+\]"
@@ -47,18 +43,25 @@ def tags_of(template: Template, special: Mapping[str, str]) -> Tags | None:
     for start, end in KNOWN[:1]:
         if start in template.source and end.rpartition("<|channel|>")[2] in template.source:
             return Tags(start, end)
+    before, behind = around_thoughts(template, special)
+    start, end = BEFORE.search(before), BEHIND.search(behind)
+    # <think> and </think>, [THINK] and [/THINK]; markers of other things stand before and behind thoughts too
+    if start and end and f"{start[1][0]}/{start[1][1:]}" == end[1]:
+        return Tags(start[1], end[1])
+    return next((Tags(start, end) for start, end in KNOWN if end in template.source), None)
+
+
+def around_thoughts(template: Template, special: Mapping[str, str]) -> tuple[str, str]:
+    """Return what stands before an answer's reasoning, and between it and what is said; "" where it is not shown."""
     values: dict[str, Json] = {"bos_token": "", "eos_token": "", **special, "enable_thinking": True, "tools": None}
     answer = {"role": "assistant", "content": ANSWER, "reasoning_content": THOUGHT, "thinking": THOUGHT}
     try:
         text = template.render([{"role": "user", "content": QUESTION}, answer], values)
     except EngineError:
-        text = ""
+        return "", ""
     before, thought, rest = text.partition(THOUGHT)
     behind, said, _ = rest.partition(ANSWER)
-    start, end = BEFORE.search(before), BEHIND.search(behind)
-    if thought and said and start and end:
-        return Tags(start[1], end[1])
-    return next((Tags(start, end) for start, end in KNOWN if end in template.source), None)
+    return (before, behind) if thought and said else ("", "")
 
 
 def begins_thinking(prompt: str, tags: Tags) -> bool:
@@ -96,13 +99,6 @@ class ThoughtStream:
         """Return what is held back when nothing more comes."""
         held, self._held = self._held, ""
         return Heard(thought=held) if self._state == "thought" else Heard(said=held)
-
-    def separated(self, pieces: "Iterable[Piece]") -> "Iterator[Piece]":
-        """Yield an answer's pieces with their text parted into `text` and `thought`."""
-        for piece in pieces:
-            heard = self.push(piece.text)
-            rest = self.flush() if piece.finish else Heard()
-            yield replace(piece, text=heard.said + rest.said, thought=heard.thought + rest.thought)
 
     def _look_for_start(self) -> None:
         assert self.tags

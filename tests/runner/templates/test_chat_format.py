@@ -1,6 +1,7 @@
 """A model and its template: where prompts begin, where answers end, and what the model thinks."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,20 @@ def test_where_answers_end_by_the_template(tiny_with, end: str, eos: int, ending
     assert bool(found.note) == bool(found.tokens or found.texts)
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        turns("<|im_start|>").replace(
+            "{{ m.content }}", "{% if m.thinking %}{{ m.thinking }}<|im_start|>{% endif %}{{ m.content }}"
+        ),
+        turns("<|im_start|>") + "{# <|channel|> #}",
+    ],
+)
+def test_what_ends_thoughts_too_ends_no_answer(tiny_with, template: str) -> None:
+    with tiny_with(template, {"tokenizer.ggml.eos_token_id": EOS}) as model:
+        assert chat_format(model).endings == Endings()
+
+
 def test_a_model_that_would_never_stop_stops(tiny_with) -> None:
     greedy = SamplingOptions(temp=0, logit_bias=((IM_START, 100.0),))
     with (
@@ -171,6 +186,17 @@ def test_thoughts_in_a_stream(text: str, inside: bool, thought: str, said: str, 
     stream = ThoughtStream(Tags("<think>", "</think>"), inside)
     heard = [stream.push(text[i : i + size]) for i in range(0, len(text), size)] + [stream.flush()]
     assert ("".join(each.thought for each in heard), "".join(each.said for each in heard)) == (thought, said)
+
+
+def test_requests_of_many_threads_do_not_meet(tiny: Model) -> None:
+    chat = chat_format(tiny, TemplateOptions(chat_template=THINKER))
+
+    def prompt(number: int) -> list[int]:
+        values = {"enable_thinking": number % 2 == 0}
+        return chat.tokens(chat.render([user(f"the cat {number}")], values=values))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(prompt, range(200))) == [prompt(number) for number in range(200)]
 
 
 def test_a_template_from_a_file(tiny: Model, tmp_path: Path) -> None:
