@@ -37,7 +37,7 @@ def build_plan(checkpoint: Checkpoint, *, pre_tokenizer: str | None = None) -> P
         ignored |= others
     config, size_warnings = _with_rows(config, source)
     family, graph_warnings = choose_graph(config, source.tensors, checkpoint.name)
-    tensors, leftovers = plan_tensors(source.tensors, config, family)
+    tensors, leftovers = plan_tensors(source.tensors, config, family, checkpoint.promised)
     vocabulary = read_vocabulary(checkpoint.folder, config.n_vocab, pre_tokenizer=pre_tokenizer)
     fields = describe(checkpoint, config, family, tensors)
     for key, value, kind in vocabulary.fields():
@@ -48,7 +48,7 @@ def build_plan(checkpoint: Checkpoint, *, pre_tokenizer: str | None = None) -> P
         tuple(tensors),
         source,
         ignored | leftovers,
-        (*size_warnings, *graph_warnings, *vocabulary.warnings, *lost_in_the_merge(checkpoint)),
+        (*checkpoint.notes, *size_warnings, *graph_warnings, *vocabulary.warnings, *lost_in_the_merge(checkpoint)),
     )
 
 

@@ -11,6 +11,7 @@ from gguf.constants import MODEL_TENSOR
 
 from ..formats.errors import CheckpointError
 from ..formats.source import TensorInfo
+from ..formats.weight_files import NOT_NEEDED, missing_tensor
 from ..models.families.parts import EMBEDDING, OUTPUT, OUTPUT_NORM, TIED_OUTPUT
 from ..models.family import Experts, Family, Single, gguf_name, keys_behind, shape_of
 from ..models.model_config import ModelConfig
@@ -18,11 +19,7 @@ from ..writer.plan import FLOAT_TYPES, Piece, PlannedTensor, RopePermutation
 from .experts import count_experts, stack
 from .rope import rope_factors
 
-NOT_NEEDED = {
-    ".rotary_emb.inv_freq": "recomputed by llama.cpp",
-    ".attention.masked_bias": "a constant",
-    ".attention.bias": "a constant",
-}
+NOTHING: Mapping[str, str] = {}
 SUPPORTED_DTYPES = (*FLOAT_TYPES, "F64")
 
 
@@ -33,6 +30,7 @@ class _Gatherer:
     tensors: Mapping[str, TensorInfo]
     config: ModelConfig
     family: Family
+    promised: Mapping[str, str]
     used: set[str] = field(default_factory=set)
 
     def single(self, rule: Single, layer: int = 0) -> Iterator[PlannedTensor]:
@@ -42,7 +40,7 @@ class _Gatherer:
         if name is None:
             if rule.optional:
                 return
-            raise CheckpointError(f"tensor {names[0]} is missing; is the checkpoint whole?")
+            raise CheckpointError(missing_tensor(names[0], self.tensors, self.promised))
         info = self.tensors[name]
         part, n_parts = rule.part
         expected = shape_of(rule.shape, self.config)
@@ -93,13 +91,17 @@ class _Gatherer:
 
 
 def plan_tensors(
-    tensors: Mapping[str, TensorInfo], config: ModelConfig, family: Family
+    tensors: Mapping[str, TensorInfo],
+    config: ModelConfig,
+    family: Family,
+    promised: Mapping[str, str] = NOTHING,
 ) -> tuple[list[PlannedTensor], dict[str, str]]:
     """Return the tensors of the output in order, and those of the source that are left out with the reason.
 
+    `promised` are tensors that only an index has, with the file that it names.
     Raises CheckpointError for a tensor that is missing, unknown, of another shape or of an unsupported dtype.
     """
-    gatherer = _Gatherer(tensors, config, family)
+    gatherer = _Gatherer(tensors, config, family, promised)
     planned: list[PlannedTensor] = []
     factors = rope_factors(config)
     if factors is not None:

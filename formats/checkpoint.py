@@ -1,20 +1,16 @@
 """A Hugging Face checkpoint folder, opened: config.json as it is, and its tensors over one or many shards."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .errors import CheckpointError
-from .safetensors import SafetensorsFile
-from .source import TensorInfo, TensorSource
+from .foreign import readable
+from .source import TensorSource
+from .weight_files import open_weights, read_json
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 # Where a tokenizer and its chat templates are kept.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -49,7 +45,8 @@ class Checkpoint:
 
     `config` is config.json as it is; `folder` holds the tokenizer; `card_folder` the model card and generation
     config of this very model, None when it has none; `parents` are the models that were merged, the base first;
-    `ignored` are tensors that were left out already, each with the reason.
+    `ignored` are tensors that were left out already, each with the reason; `promised` those that only an index has,
+    with the file it names; `notes` what the user should know of its files.
     """
 
     name: str
@@ -60,58 +57,35 @@ class Checkpoint:
     parents: tuple[Parent, ...] = ()
     license: str | None = None
     ignored: Mapping[str, str] = field(default_factory=dict)
-
-
-class ShardedSource:
-    """A TensorSource over several safetensors files."""
-
-    def __init__(self, files: list[SafetensorsFile]) -> None:
-        self._files = files
-        self._homes: dict[str, SafetensorsFile] = {}
-        self.tensors: dict[str, TensorInfo] = {}
-        for file in files:
-            for name, info in file.tensors.items():
-                if name in self._homes:
-                    raise CheckpointError(
-                        f"{file.path}: tensor {name!r} is also in {self._homes[name].path.name}; remove one of the two"
-                    )
-                self._homes[name], self.tensors[name] = file, info
-
-    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Return rows [start, stop) of a tensor; see TensorSource."""
-        return self._homes[name].read_rows(name, start, stop)
-
-    def identity(self) -> dict[str, str]:
-        """Return the identities of all shards; see TensorSource."""
-        return {key: value for file in self._files for key, value in file.identity().items()}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises CheckpointError when it is missing, broken or not an object."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: not a JSON object")
-    return content
+    promised: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Open a checkpoint folder and check every shard's header; reads no weight.
 
-    Raises CheckpointError for a missing or truncated shard, an index that disagrees with the shards,
-    or a folder without safetensors.
+    Raises CheckpointError for a missing or truncated shard, an index that disagrees with the shards, weights that are
+    no model's, or a folder without any.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: not a folder with a checkpoint")
+    if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{folder}: a LoRA adapter, not a model (no config.json); name it in a recipe, as an expert's model+adapter"
+        )
     config = read_json(folder / "config.json")
-    source = open_tensors(folder)
-    return Checkpoint(folder.resolve().name, source, config, folder, folder, read_parents(folder))
+    weights = open_weights(folder)
+    return Checkpoint(
+        name=folder.resolve().name,
+        source=readable(weights.source, config, folder),
+        config=config,
+        folder=folder,
+        card_folder=folder,
+        parents=read_parents(folder),
+        promised=weights.promised,
+        notes=weights.notes,
+    )
 
 
 def read_parents(folder: Path) -> tuple[Parent, ...]:
@@ -154,48 +128,6 @@ def _merged_models(recipe: Mapping[str, Any]) -> list[str]:
     return [model for model in models if isinstance(model, str)]
 
 
-def open_tensors(folder: Path) -> TensorSource:
-    """Open the safetensors of a folder: a single file, or the shards that its index names."""
-    index_path = folder / INDEX_FILE
-    if index_path.is_file():
-        return _open_shards(folder, index_path)
-    if (folder / SINGLE_FILE).is_file():
-        return SafetensorsFile(folder / SINGLE_FILE)
-    parts = sorted(folder.glob("model*.safetensors"))
-    if parts:
-        _check_numbering(parts)
-        return ShardedSource([SafetensorsFile(part) for part in parts])
-    if any(folder.glob("pytorch_model*.bin")):
-        raise CheckpointError(f"{folder}: only pytorch_model*.bin; save the model as safetensors first")
-    raise CheckpointError(f"{folder}: no {SINGLE_FILE} and no {INDEX_FILE}")
-
-
-def _check_numbering(parts: list[Path]) -> None:
-    """Refuse shards numbered `-of-N` that are not N; without an index nothing else would miss one."""
-    for part in parts:
-        total = part.stem.rpartition("-of-")[2]
-        if total.isdecimal() and "-of-" in part.stem and int(total) != len(parts):
-            raise CheckpointError(f"{part.parent}: {len(parts)} of {int(total)} shards are there, and no {INDEX_FILE}")
-
-
-def _open_shards(folder: Path, index_path: Path) -> TensorSource:
-    weight_map = read_json(index_path).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise CheckpointError(f"{index_path}: no weight_map from tensors to files")
-    shards = sorted(set(weight_map.values()))
-    for shard in shards:
-        if Path(shard).name != shard:
-            raise CheckpointError(f"{index_path}: shard {shard!r} lies outside the folder")
-        if not (folder / shard).is_file():
-            raise CheckpointError(f"{folder / shard}: missing shard, named by {INDEX_FILE}; download or copy it")
-    files = [SafetensorsFile(folder / shard) for shard in shards]
-    source = ShardedSource(files)
-    for name, shard in weight_map.items():
-        if name not in source.tensors:
-            raise CheckpointError(f"{index_path}: tensor {name!r} should be in {shard}, which does not have it")
-    homes = {name: file.path.name for file in files for name in file.tensors}
-    for name, shard in homes.items():
-        if weight_map.get(name) != shard:
-            said = f"in {weight_map[name]}" if name in weight_map else "nowhere"
-            raise CheckpointError(f"{index_path}: tensor {name!r} is in {shard}, the index says {said}")
-    return source
+def open_tensors(folder: Path, config: Mapping[str, Any] | None = None) -> TensorSource:
+    """Open the weights of a folder as a model's; see `open_weights` and `readable`."""
+    return readable(open_weights(folder).source, config or {}, folder)

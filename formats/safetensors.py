@@ -37,6 +37,10 @@ DTYPES: dict[str, tuple[str, np.dtype]] = {
     "BOOL": ("BOOL", np.dtype("u1")),
     "F8_E4M3": ("F8_E4M3", np.dtype("u1")),
     "F8_E5M2": ("F8_E5M2", np.dtype("u1")),
+    "F8_E8M0": ("F8_E8M0", np.dtype("u1")),
+    "U16": ("U16", np.dtype("<u2")),
+    "U32": ("U32", np.dtype("<u4")),
+    "U64": ("U64", np.dtype("<u8")),
 }
 
 
@@ -64,11 +68,14 @@ class SafetensorsFile:
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Return rows [start, stop) of a tensor; see TensorSource."""
-        info = self.tensors[name]
-        dtype = DTYPES[info.dtype][1]
-        rows = np.empty((stop - start, info.row_length), dtype)
-        self.file.read_into(self._offsets[name] + start * info.row_length * dtype.itemsize, rows)
-        return rows
+        length = self.tensors[name].row_length
+        return self.read_values(name, start * length, stop * length).reshape(stop - start, length)
+
+    def read_values(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Return values [start, stop) of a tensor, counted through all of its rows."""
+        values = np.empty(stop - start, DTYPES[self.tensors[name].dtype][1])
+        self.file.read_into(self._offsets[name] + start * values.itemsize, values)
+        return values
 
     def offset(self, name: str) -> int:
         """Return the byte of the file at which a tensor begins."""

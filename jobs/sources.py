@@ -172,7 +172,7 @@ def what_lacks(folder: Path) -> str | None:
         if ggufs := sorted(path.name for path in folder.glob("*.gguf")):
             return f"no config.json in this folder, but {ggufs[0]}; name the file"
         return "no config.json in this folder; give a checkpoint folder, or a .gguf file"
-    if not any(folder.glob("*.safetensors")):
+    if not any(found for pattern in ("*.safetensors", "pytorch_model*.bin") for found in folder.glob(pattern)):
         return "no weights (*.safetensors) beside its config.json; download or copy them"
     return None
 

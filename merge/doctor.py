@@ -73,6 +73,7 @@ def examine(recipe: Recipe, models: Models, compare: CompareTokenizers, watch: W
         *_prompts(recipe),
         *_unused(recipe, models),
         *(finding for model in models.values() for finding in _compare(models[recipe.base_model], model, compare)),
+        *(_warning(note) for model in models.values() for note in model.checkpoint.notes),
         *_base_tokenizer(models[recipe.base_model]),
         *_dtypes(recipe, models),
         *_licenses(models),

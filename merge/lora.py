@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..formats.checkpoint import read_json
 from ..formats.errors import RecipeError
 from ..formats.floats import widen
 from ..formats.safetensors import SafetensorsFile
 from ..formats.source import TensorSource
+from ..formats.weight_files import read_json
 from .fields import LARGEST
 
 CONFIG_FILE = "adapter_config.json"

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from ..formats.checkpoint import read_json
 from ..formats.errors import TokenizerError
+from ..formats.weight_files import read_json
 
 
 def prompt_tokenizer(folder: Path) -> Callable[[str], list[int]]:

@@ -13,6 +13,7 @@ import numpy as np
 from ..formats.errors import CheckpointError, RecipeError
 from ..formats.floats import to_bf16, widen
 from ..formats.source import TensorInfo
+from ..formats.weight_files import missing_tensor
 from .families import PARTS, Layout, MixtureKind
 from .gates import Gates
 from .lora import change
@@ -201,7 +202,8 @@ def _info(model: DenseModel, name: str) -> TensorInfo:
     """Return a tensor of a dense model. Raises CheckpointError when it is missing or of another kind of number."""
     info = model.checkpoint.source.tensors.get(name)
     if info is None:
-        raise CheckpointError(f"{model.checkpoint.folder}: tensor {name} is missing")
+        said = missing_tensor(name, model.checkpoint.source.tensors, model.checkpoint.promised)
+        raise CheckpointError(f"{model.checkpoint.folder}: {said}")
     if info.dtype not in FLOATS:
         raise CheckpointError(f"{model.checkpoint.folder}: {name} is {info.dtype}; merges need {', '.join(FLOATS)}")
     return info

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..formats.checkpoint import ADDITIONAL_TEMPLATES, INDEX_FILE, SINGLE_FILE, TOKENIZER_FILES, Checkpoint
+from ..formats.checkpoint import ADDITIONAL_TEMPLATES, TOKENIZER_FILES, Checkpoint
 from ..formats.errors import CheckpointError, Interrupted, OutputError
 from ..formats.floats import first_nonfinite
 from ..formats.safetensors import pack_header, stored_bytes
 from ..formats.source import TensorInfo
+from ..formats.weight_files import INDEX_FILE, SINGLE_FILE
 from .card import merge_card
 from .recipe import Recipe
 

@@ -10,9 +10,9 @@ BROKEN_FILES: dict[str, tuple[Break, Words]] = {
     "no such folder": (lambda s: s.rename(s.with_name("gone")), ("source",)),
     "no config": (lambda s: (s / "config.json").unlink(), ("config.json",)),
     "no weights": (lambda s: (s / "model.safetensors").unlink(), ("model.safetensors",)),
-    "only pytorch weights": (
+    "safetensors by the name of PyTorch's": (
         lambda s: (s / "model.safetensors").rename(s / "pytorch_model.bin"),
-        ("pytorch_model", "safetensors"),
+        ("pytorch_model", "not a PyTorch checkpoint"),
     ),
     "no tokenizer": (lambda s: (s / "tokenizer.json").unlink(), ("tokenizer",)),
     # the file's frame
@@ -70,10 +70,6 @@ BROKEN_FILES: dict[str, tuple[Break, Words]] = {
     "index is not JSON": (sharded(cut(INDEX, -1)), (INDEX, "JSON")),
     "index without weight_map": (sharded(retouch(INDEX, lambda i: i.pop("weight_map"))), (INDEX, "weight_map")),
     "weight_map is a list": (sharded(retouch(INDEX, lambda i: i.update(weight_map=[1]))), (INDEX, "weight_map")),
-    "index names a tensor that is not there": (
-        sharded(retouch(INDEX, lambda i: i["weight_map"].update({"ghost.weight": SHARD}))),
-        ("ghost.weight", SHARD),
-    ),
     "index does not name a tensor": (sharded(retouch(INDEX, lambda i: i["weight_map"].pop(Q))), (INDEX, Q)),
     "index names another shard": (sharded(retouch(INDEX, lambda i: i["weight_map"].update({Q: SHARD}))), (INDEX, Q)),
     "index leaves the folder": (

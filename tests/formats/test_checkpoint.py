@@ -5,11 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from moe_gguf.formats.checkpoint import INDEX_FILE, Parent, open_checkpoint, open_tensors, parent_of, read_parents
+from moe_gguf.convert.build_plan import build_plan
+from moe_gguf.formats.checkpoint import Parent, open_checkpoint, open_tensors, parent_of, read_parents
 from moe_gguf.formats.errors import CheckpointError
+from moe_gguf.formats.safetensors import SafetensorsFile
+from moe_gguf.formats.weight_files import INDEX_FILE
 from safetensors.numpy import load_file
 
-from ..checkpoints import Tiny, write_checkpoint
+from ..checkpoints import Tiny, tensors, write_checkpoint, write_safetensors
 from ..refusal import refusal
 
 TINY = Tiny(n_layer=1, n_embd=8, n_ff=8, n_vocab=320, n_expert=2, dtype="F32")
@@ -69,7 +72,6 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "a shard elsewhere": (change_index(lambda m: m.update({NORM: "../x.safetensors"})), "outside the folder"),
     "an absolute shard": (change_index(lambda m: m.update({NORM: "/etc/passwd"})), "outside the folder"),
     "the folder above": (change_index(lambda m: m.update({NORM: ".."})), "missing shard"),
-    "a promised tensor": (change_index(lambda m: m.update({"x": FIRST})), "tensor 'x' should be in model-00001"),
     "an unlisted tensor": (change_index(lambda m: m.pop(NORM)), f"{NORM!r} is in model-00003-of-00003.safetensors"),
     "a wrong shard": (change_index(lambda m: m.update({NORM: FIRST})), f"the index says in {FIRST}"),
     "a shard twice": (
@@ -92,8 +94,60 @@ def test_folders_without_weights_say_what_they_lack(tmp_path: Path) -> None:
     assert "not a folder" in refusal(tmp_path / "nowhere", open_checkpoint)
     (tmp_path / "config.json").write_text("{}")
     assert "no model.safetensors" in refusal(tmp_path, open_checkpoint)
-    (tmp_path / "pytorch_model-00001-of-00002.bin").touch()
-    assert "as safetensors first" in refusal(tmp_path, open_checkpoint)
+    assert "download or copy the weights" in refusal(tmp_path, open_checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("pytorch_model-00001-of-00002.bin", "1 of 2 shards are there, and no pytorch_model.bin.index.json"),
+        ("model-q4_k_m.gguf", "model-q4_k_m.gguf is there, GGUF, already converted"),
+        ("adapter_model.safetensors", "it is a LoRA adapter, not a model"),
+        ("consolidated.00.pth", "Meta's own format"),
+        ("tf_model.h5", "TensorFlow"),
+        ("weights.safetensors", "call the file model.safetensors"),
+    ],
+)
+def test_other_files_are_called_what_they_are(file: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / file).touch()
+    assert words in refusal(tmp_path, open_checkpoint)
+
+
+def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "a LoRA adapter, not a model" in refusal(tmp_path, open_checkpoint)
+
+
+def test_a_single_file_comes_before_an_index_of_another_saving(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "Model", TINY)
+    old = {"weight_map": {NORM: FIRST, "old.weight": "model-00002-of-00003.safetensors"}}
+    (folder / INDEX_FILE).write_text(json.dumps(old))
+    checkpoint = open_checkpoint(folder)
+    assert set(checkpoint.source.tensors) == set(SafetensorsFile(folder / "model.safetensors").tensors)
+    assert len(checkpoint.notes) == 1
+    assert "model.safetensors is read" in checkpoint.notes[0] and INDEX_FILE in checkpoint.notes[0]
+    assert build_plan(checkpoint).warnings[0] == checkpoint.notes[0]
+
+
+def test_an_index_of_other_shards_than_those_here_is_named_with_them(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "Model", SHARDED)
+    change_index(lambda m: m.update(dict.fromkeys(m, "model-00001-of-00002.safetensors")))(folder)
+    line = refusal(folder, open_checkpoint)
+    assert "model-00001-of-00002.safetensors: missing shard" in line and f"{FIRST} is here" in line
+    assert f"delete {INDEX_FILE}" in line
+
+
+def test_names_that_only_the_index_has_matter_when_they_are_needed(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "Model", SHARDED)
+    change_index(lambda m: m.update({"model.layers.0.self_attn.rotary_emb.inv_freq": FIRST, "x": FIRST}))(folder)
+    assert not build_plan(open_checkpoint(folder)).warnings
+    path = folder / "model-00003-of-00003.safetensors"
+    kept = {name: tensor for name, tensor in tensors(SHARDED).items() if name in SafetensorsFile(path).tensors}
+    del kept[NORM]
+    write_safetensors(path, kept)
+    with pytest.raises(CheckpointError, match=rf"{NORM} is missing: the index says that {path.name} has it"):
+        build_plan(open_checkpoint(folder))
 
 
 RECIPE = """
