@@ -1,7 +1,7 @@
 """The pickle of a PyTorch checkpoint, read by a machine that can do nothing but build a dict of tensors.
 
 In: the bytes of data.pkl. Out: names and the tensors that they stand for, without their values. Nothing is imported or
-called: a name of Python is a value like others here, and only those of tensors, storages and OrderedDict mean something.
+called: a name of Python is a value like others, and only those of tensors, storages and OrderedDict mean something.
 """
 
 import pickletools
