@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
+from ..formats.errors import by_repository
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 LEVEL = "moe_gguf.level"
@@ -51,7 +53,7 @@ def detail(message: str) -> None:
 
 def warn(message: str) -> None:
     """Print a warning; -q does not silence it."""
-    click.echo(f"warning: {' '.join(message.split())}", err=True)
+    click.echo(f"warning: {by_repository(' '.join(message.split()))}", err=True)
 
 
 def emit_json(report: Any) -> None:

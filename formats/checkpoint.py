@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError
+from .errors import CheckpointError, by_repository
 from .foreign import readable
 from .source import TensorSource
 from .weight_files import open_weights, read_json
@@ -77,7 +77,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     config = read_json(folder / "config.json")
     weights = open_weights(folder)
     return Checkpoint(
-        name=folder.resolve().name,
+        name=by_repository(str(folder.resolve())).replace("\\", "/").rpartition("/")[2],
         source=readable(weights.source, config, folder),
         config=config,
         folder=folder,

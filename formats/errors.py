@@ -1,8 +1,21 @@
 """Every error a user can cause or meet, in one tree. The command line prints each as one clean line."""
 
+import re
+
+# A hub model's folder in huggingface_hub's cache, as .../models--OWNER--NAME/snapshots/COMMIT.
+SNAPSHOT = re.compile(r"(?:[^\s'\"(]*[/\\])?models--([\w.-]+?)--([\w.-]+)[/\\]snapshots[/\\][0-9a-f]{7,40}")
+
 
 class MoeGgufError(Exception):
     """What is wrong, where (file, tensor, expert, byte), and what to do about it, in one line."""
+
+    def __str__(self) -> str:
+        return by_repository(super().__str__())
+
+
+def by_repository(text: str) -> str:
+    """Return a message that names hub models by their repository, not by where the hub's cache keeps them."""
+    return SNAPSHOT.sub(r"\1/\2", text)
 
 
 class CheckpointError(MoeGgufError):

@@ -191,10 +191,10 @@ def _missing_shards(folder: Path, index_path: Path, missing: list[str], shards: 
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     if others:
         return (
-            f"{folder / missing[0]}: missing shard{more}, named by {index_path.name}; {others[0]} is here, which it "
+            f"{folder / missing[0]}{more}: missing shard, named by {index_path.name}; {others[0]} is here, which it "
             f"does not name: delete {index_path.name} if that belongs to the model, or download what it names"
         )
-    return f"{folder / missing[0]}: missing shard{more}, named by {index_path.name}; download or copy it"
+    return f"{folder / missing[0]}{more}: missing shard, named by {index_path.name}; download or copy it"
 
 
 def _instead(folder: Path) -> str:

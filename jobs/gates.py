@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..formats.checkpoint import Checkpoint
+from ..formats.errors import RecipeError
 from .cache import bound_cache
 from .calibration import calibrated_gates
 from .listener import SILENT, Listener
@@ -131,6 +132,8 @@ def layer_inputs(
         model = stack.enter_context(Model(gguf, LoadOptions()))
         for prompt in prompts:
             ids = tokens(prompt)
+            if not ids:
+                raise RecipeError(f"of the prompt {prompt!r} no token comes, so it has no hidden state; remove it")
             options = LoadOptions(n_ctx=max(len(ids), UBATCH), n_ubatch=UBATCH, flash_attn="off")
             states = capture(model, options, ids, set(names).__contains__)
             found[prompt] = np.stack([states[name] for name in names])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..formats.checkpoint import Checkpoint
+from ..formats.errors import TokenizerError
 from ..models.tokenizer_difference import DifferenceKind, TokenizerDifference
 from .alike import Watch, same_weights, unwatched
 from .families import PARTS, complete_config
@@ -17,7 +18,8 @@ from .gates import zero_gates
 from .lora import changes
 from .models import DenseModel
 from .open import Models, family_of, open_recipe, out_dtype, sizes_of
-from .recipe import RANDOM_MODES, Expert, Recipe, find_text
+from .prompts import prompt_tokenizer
+from .recipe import PROMPTED_MODES, RANDOM_MODES, Expert, Recipe, find_text
 
 CONSTANTS = (
     "hidden_size",
@@ -71,6 +73,7 @@ def examine(recipe: Recipe, models: Models, compare: CompareTokenizers, watch: W
             for key in recipe.ignored
         ),
         *_prompts(recipe),
+        *_tokens(recipe, models[recipe.base_model]),
         *_unused(recipe, models),
         *(finding for model in models.values() for finding in _compare(models[recipe.base_model], model, compare)),
         *(_warning(note) for model in models.values() for note in model.checkpoint.notes),
@@ -143,6 +146,25 @@ def _prompts(recipe: Recipe) -> Iterator[Finding]:
         for name in expert.positive_texts:
             if find_text(recipe, name) is None:
                 yield _error(f"expert {expert.name}: text {name}: no such file")
+
+
+def _tokens(recipe: Recipe, base: DenseModel) -> Iterator[Finding]:
+    """Find prompts that the base cannot tokenize, or of which no token comes: no router can be made of them."""
+    experts = (*recipe.experts, *recipe.shared_experts)
+    prompts = {prompt: expert for expert in experts for prompt in (*expert.positive_prompts, *expert.negative_prompts)}
+    if not prompts or recipe.gate_mode not in PROMPTED_MODES:
+        return
+    try:
+        tokenize = prompt_tokenizer(base.checkpoint.folder)
+        empty = [prompt for prompt in prompts if not prompt.strip() and not tokenize(prompt)]
+    except TokenizerError as error:
+        yield _error(str(error))
+        return
+    if empty and recipe.gate_mode.startswith("hidden"):
+        yield _error(
+            f"expert {prompts[empty[0]].name}: of the prompt {empty[0]!r} no token comes (the base's tokenizer adds no "
+            "token at the beginning), so it has no hidden state; remove it"
+        )
 
 
 def _unused(recipe: Recipe, models: Models) -> Iterator[Finding]:

@@ -14,14 +14,15 @@ import numpy as np
 
 from ..formats.errors import RecipeError
 from ..formats.floats import widen
-from ..formats.safetensors import SafetensorsFile
 from ..formats.source import TensorSource
-from ..formats.weight_files import read_json
+from ..formats.weight_files import open_file, read_json
 from .fields import LARGEST
 
 CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
+WEIGHTS_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
+# "lora_A.weight" as PEFT saves an adapter, "lora_A.default.weight" as a model's state_dict has it.
+FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<letter>[AB])(?P<adapter>\.[^.]+)?\.weight")
 # B is multiplied in blocks of rows that begin at multiples of this, so that sums do not depend on the range asked for.
 BLOCK = 64
 # Products of at most this many multiplications are done by OpenBLAS in the calling thread: the slabs are spread over
@@ -54,23 +55,31 @@ def open_lora(folder: Path, base: TensorSource) -> Lora:
 
     Raises RecipeError: files missing, another kind of adapter (DoRA, ...), or made for another base.
     """
-    for file in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / file).is_file():
-            raise RecipeError(f"{folder}: no {file}; a LoRA adapter as PEFT saves it is needed")
+    if not (folder / CONFIG_FILE).is_file():
+        model = (folder / "config.json").is_file()
+        more = "it is a model: name it without a + before it" if model else "a LoRA adapter as PEFT saves it is needed"
+        raise RecipeError(f"{folder}: no {CONFIG_FILE}; {more}")
+    path = next((folder / name for name in WEIGHTS_FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise RecipeError(f"{folder}: no {' and no '.join(WEIGHTS_FILES)}; a LoRA adapter as PEFT saves it is needed")
     config = read_json(folder / CONFIG_FILE)
     _check_kind(folder, config)
     _check_patterns(folder, config)
-    source = SafetensorsFile(folder / WEIGHTS_FILE)
+    source = open_file(path)
     factors: dict[str, Factor] = {}
     ignored: list[str] = []
     for name in source.tensors:
-        if name.endswith(".lora_A.weight"):
-            module = name.removesuffix(".lora_A.weight")
-            factors[module.removeprefix(PREFIX) + ".weight"] = _factor(folder, source, config, module)
-        elif not name.endswith(".lora_B.weight"):
-            ignored.append(name.removeprefix(PREFIX))
+        if found := FACTOR.fullmatch(name):
+            if found["letter"] == "A":
+                weight = _module_name(found["module"]) + ".weight"
+                if weight in factors:
+                    raise RecipeError(f"{path}: two adapters change {weight}; save each into a folder of its own")
+                factors[weight] = _factor(path, source, config, found)
+        else:
+            _refuse_unfoldable(path, name)
+            ignored.append(_module_name(name))
     if not factors:
-        raise RecipeError(f"{folder / WEIGHTS_FILE}: no lora_A tensors; is it a LoRA adapter?")
+        raise RecipeError(f"{path}: no lora_A tensors; is it a LoRA adapter?")
     for weight, factor in factors.items():
         _check_fit(folder, weight, factor, source, base)
     return Lora(folder.name, folder, source, factors, tuple(ignored))
@@ -105,16 +114,58 @@ def _check_kind(folder: Path, config: Mapping[str, Any]) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise RecipeError(f"{folder}: the adapter is of type {kind!r}; only LORA can be folded into weights here")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(("pissa", "olora", "corda", "loftq")):
+        raise RecipeError(
+            f"{folder}: the adapter began with init_lora_weights {start!r}, which changes the base too; merge it with "
+            "PEFT first"
+        )
     for key in ("use_dora", "use_qalora", "use_bdlora", "lora_bias", "layer_replication", "target_parameters"):
         if config.get(key):
             raise RecipeError(f"{folder}: the adapter uses {key}, which is not supported; merge it with PEFT first")
 
 
-def _factor(folder: Path, source: TensorSource, config: Mapping[str, Any], module: str) -> Factor:
-    a, b = f"{module}.lora_A.weight", f"{module}.lora_B.weight"
+def _module_name(name: str) -> str:
+    """Return a module's name in the dense model, without what PEFT and torch.compile put before it."""
+    return name.replace("_orig_mod.", "").removeprefix("module.").removeprefix(PREFIX)
+
+
+def _refuse_unfoldable(path: Path, name: str) -> None:
+    """Refuse tensors that change a weight in another way than B @ A: what they do would be lost without a word.
+
+    Layers that were trained as a whole (modules_to_save) are let pass where the mixture takes the base's instead.
+    """
+    kinds = {
+        "lora_magnitude_vector": "DoRA",
+        ".lora_bias": "lora_bias",
+        "lora_E": "AdaLoRA",
+        "lora_mask": "AdaLoRA",
+        "hada_w": "LoHa",
+        "lokr_w": "LoKr",
+        "ia3_l": "IA3",
+        "oft_r": "OFT",
+        "vera_lambda": "VeRA",
+        "fourierft_spectrum": "FourierFT",
+        "prompt_embeddings": "prompt tuning",
+    }
+    kind = next((kind for part, kind in kinds.items() if part in name), None)
+    if kind is None and ".lora_B." in name and name.endswith(".bias"):
+        kind = "lora_bias"
+    if kind:
+        raise RecipeError(f"{path}: {name} is of {kind}, which is not supported; merge the adapter with PEFT first")
+    weight = _module_name(name).replace(".modules_to_save.default", "").replace(".modules_to_save", "")
+    if ".mlp." in weight and weight.endswith(".weight"):
+        raise RecipeError(
+            f"{path}: {name} replaces a whole weight of an expert (modules_to_save); merge the adapter with PEFT first"
+        )
+
+
+def _factor(path: Path, source: TensorSource, config: Mapping[str, Any], found: "re.Match[str]") -> Factor:
+    folder, a = path.parent, found[0]
+    b = f"{found['module']}.lora_B{found['adapter'] or ''}.weight"
     if b not in source.tensors:
-        raise RecipeError(f"{folder / WEIGHTS_FILE}: {a} is there without {b}")
-    name = module.removeprefix(PREFIX)
+        raise RecipeError(f"{path}: {a} is there without {b}")
+    name = _module_name(found["module"])
     rank = _for_module(config.get("rank_pattern"), name, config.get("r"))
     alpha = _for_module(config.get("alpha_pattern"), name, config.get("lora_alpha"))
     shape_a, shape_b = source.tensors[a].shape, source.tensors[b].shape

@@ -72,6 +72,11 @@ def locate(name: str, revision: str | None, recipe: Recipe, fetch: Fetch) -> tup
     for folder in (recipe.folder / path, path):
         if folder.is_dir():
             return folder, None
+        if folder.suffix.lower() == ".gguf" and folder.is_file():
+            raise RecipeError(
+                f"{recipe.name}: {name} is a GGUF file, converted already; name the checkpoint folder or the hub "
+                "repository of the model that it was made of"
+            )
     if HUB_ID.fullmatch(name):
         return fetch(name, revision), name
     shown = name if name.isprintable() else repr(name)

@@ -11,9 +11,9 @@ from typing import Any
 from gguf import TokenType
 
 from ...formats.errors import TokenizerError
+from ...formats.sentencepiece_encoder import encode as encode_sentencepiece
+from ...formats.sentencepiece_file import read_sentencepiece
 from .reference import encode, load_reference
-from .sentencepiece_encoder import encode as encode_sentencepiece
-from .sentencepiece_file import read_sentencepiece
 from .tokenizer_files import AddedToken, collect_added_tokens, read_files
 
 # Begins with a letter, since tokenizers that put a space in front of a text treat a first space in several ways;

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...formats.errors import TokenizerError
+from ...formats.sentencepiece_file import read_sentencepiece
 from ..chat_template import read_chat_templates
 from ..tokenizer_json import typed
 from .byte_fallback import byte_fallback_rows, is_byte_fallback, merge_warnings, space_prefix
@@ -15,7 +16,6 @@ from .pre_tokenizer import check_name, name_pre_tokenizer
 from .pre_tokenizer_names import ADDS_BOS
 from .reference import load_reference
 from .sentencepiece import require_bytes, sentencepiece_rows
-from .sentencepiece_file import read_sentencepiece
 from .special_tokens import read_late_tokens, read_special_tokens
 from .tokenizer_files import AddedToken, TokenizerFiles, collect_added_tokens, read_files
 from .vocabulary import SpecialTokens, Vocabulary, padded

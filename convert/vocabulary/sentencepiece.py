@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from gguf import TokenType
 
 from ...formats.errors import TokenizerError
+from ...formats.sentencepiece_file import SentencePieceModel
 from .byte_level import added_row
-from .sentencepiece_file import SentencePieceModel
 from .tokenizer_files import AddedToken
 
 ADDED_SCORE = -1000.0

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...formats.errors import TokenizerError
+from ...formats.byte_level_files import tokenizer_of_vocab
+from ...formats.errors import CheckpointError, TokenizerError
 from ..tokenizer_json import read_object, shortly, typed
 
 MAX_ID = 1 << 24
@@ -51,11 +52,19 @@ def read_files(folder: Path) -> TokenizerFiles:
     tokenizer_path = folder / "tokenizer.json"
     return TokenizerFiles(
         folder=folder,
-        tokenizer=read_object(tokenizer_path) if tokenizer_path.is_file() else None,
+        tokenizer=read_object(tokenizer_path) if tokenizer_path.is_file() else _of_vocab(folder),
         tokenizer_config=read_object(folder / "tokenizer_config.json"),
         added_tokens=read_object(folder / "added_tokens.json"),
         config=read_object(folder / "config.json"),
     )
+
+
+def _of_vocab(folder: Path) -> Mapping[str, Any] | None:
+    """Return what vocab.json and merges.txt stand for, where neither of the other files is there."""
+    try:
+        return None if (folder / "tokenizer.model").is_file() else tokenizer_of_vocab(folder)
+    except CheckpointError as error:
+        raise TokenizerError(str(error)) from None
 
 
 def steps(part: Any, inner: str) -> list[Mapping[str, Any]]:

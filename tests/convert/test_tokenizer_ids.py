@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from moe_gguf.convert.vocabulary import PROBE_TEXT, probe_text, probe_tokens, read_vocabulary
 from moe_gguf.convert.vocabulary.reference import encode, load_reference
-from moe_gguf.convert.vocabulary.sentencepiece_encoder import encode as encode_sentencepiece
-from moe_gguf.convert.vocabulary.sentencepiece_file import read_sentencepiece
+from moe_gguf.formats.sentencepiece_encoder import encode as encode_sentencepiece
+from moe_gguf.formats.sentencepiece_file import read_sentencepiece
 
 from ..oracles.tokenizers import BYTE_LEVEL, rebuild_byte_level, sentencepiece_model
 from ..tiny_tokenizers import PRE_TOKENIZERS, bpe_tokenizer, spm_model, spm_tokenizer, tokenizer_config

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from moe_gguf.formats.checkpoint import open_checkpoint
+from moe_gguf.formats.errors import CheckpointError
 
 from .hub_server import Hub, serving
 from .tiny_models import Dense, write_dense
@@ -69,6 +71,53 @@ def test_fetches_what_is_needed_and_only_once(folder: Path) -> None:
         assert fetched(hub, folder, "us/one").stdout.strip() == str(here)
         assert hub.fetched() == []
         assert fetched(hub, folder, "us/one", HF_HUB_OFFLINE="1").stdout.strip() == str(here)
+
+
+def sharded(folder: Path, suffix: str) -> Path:
+    """Write a repository whose weights have names that only its index tells."""
+    one = write_dense(folder, Dense(seed=2))
+    stem = "model.safetensors" if suffix == ".safetensors" else "pytorch_model.bin"
+    (one / f"weights_a{suffix}").write_bytes((one / "model.safetensors").read_bytes())
+    (one / "model.safetensors").unlink()
+    (one / f"other{suffix}").write_bytes(b"not needed")
+    (one / f"{stem}.index.json").write_text(json.dumps({"weight_map": {"a": f"weights_a{suffix}"}}))
+    return one
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_the_files_that_the_index_names_are_fetched(folder: Path, suffix: str) -> None:
+    one = sharded(folder / "hub" / "sharded", suffix)
+    with serving(Hub({"us/sharded": one})) as hub:
+        here = Path(fetched(hub, folder, "us/sharded").stdout.strip())
+        names = {path.name for path in here.iterdir()}
+        assert f"weights_a{suffix}" in names and f"other{suffix}" not in names
+        assert fetched(hub, folder, "us/sharded", HF_HUB_OFFLINE="1").stdout.strip() == str(here)
+
+
+def test_only_pytorchs_file_is_fetched_where_there_is_no_other(folder: Path) -> None:
+    (folder / "hub" / "one" / "model.safetensors").unlink()
+    (folder / "hub" / "one" / "consolidated.safetensors").unlink()
+    with serving(Hub({"us/one": folder / "hub" / "one"})) as hub:
+        here = Path(fetched(hub, folder, "us/one").stdout.strip())
+        assert (here / "pytorch_model.bin").is_file()
+
+
+def test_a_repository_of_gguf_files_is_called_that(folder: Path) -> None:
+    one = folder / "hub" / "gguf"
+    one.mkdir()
+    (one / "one-Q4_K_M.gguf").write_bytes(b"GGUF")
+    (one / "README.md").write_text("")
+    with serving(Hub({"us/gguf": one})) as hub:
+        refused = fetched(hub, folder, "us/gguf")
+    assert "error: us/gguf: a repository of GGUF files (one-Q4_K_M.gguf)" in refused.stderr
+
+
+def test_messages_name_the_repository(folder: Path) -> None:
+    with serving(Hub({"us/one": folder / "hub" / "one"})) as hub:
+        here = Path(fetched(hub, folder, "us/one").stdout.strip())
+    (here / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"^us/one/config\.json: no such file"):
+        open_checkpoint(here)
 
 
 def test_a_broken_download_goes_on_where_it_stopped(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """LoRA adapters folded in while streaming, compared with PEFT's merge_and_unload; and adapters that do not fit."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from moe_gguf.merge.lora import change, open_lora
 from moe_gguf.merge.open import open_recipe
 from moe_gguf.merge.recipe import Recipe, read_recipe
 
+from ..checkpoints import write_safetensors
 from .cases import LORAS
 from .tiny_models import Dense, write_dense, write_lora
 
@@ -80,6 +82,7 @@ def test_a_model_with_and_without_its_lora_are_two_experts(tmp_path: Path) -> No
     [
         ({"peft_type": "LOHA"}, "of type 'LOHA'; only LORA"),
         ({"use_dora": True}, "uses use_dora, which is not supported"),
+        ({"init_lora_weights": "pissa_niter_4"}, "which changes the base too"),
         ({"r": 9}, "do not fit the rank 9"),
         ({"lora_alpha": None}, "lora_alpha of .* is None, not a number"),
     ],
@@ -89,6 +92,45 @@ def test_adapters_that_cannot_be_folded_in(tmp_path: Path, adapter: dict, messag
     base = open_tensors(write_dense(tmp_path / "base", dense))
     with pytest.raises(RecipeError, match=message):
         open_lora(write_lora(tmp_path / "lora", dense, 5, **adapter), base)
+
+
+def rewritten(lora: Path, rename: Callable[[str], str], extra: tuple[str, ...] = ()) -> Path:
+    """Give an adapter's tensors other names, and add some."""
+    path = lora / "adapter_model.safetensors"
+    file = SafetensorsFile(path)
+    tensors = {
+        rename(name): (info.dtype, info.shape, file.read_rows(name, 0, info.n_rows).tobytes())
+        for name, info in file.tensors.items()
+    }
+    write_safetensors(path, tensors | {name: ("F32", (2,), bytes(8)) for name in extra})
+    return lora
+
+
+def test_an_adapter_named_default_is_the_same(tmp_path: Path) -> None:
+    dense = Dense()
+    base = open_tensors(write_dense(tmp_path / "base", dense))
+    plain = open_lora(write_lora(tmp_path / "plain", dense, 5), base)
+    lora = write_lora(tmp_path / "named", dense, 5)
+    named = open_lora(rewritten(lora, lambda name: name.replace(".weight", ".default.weight")), base)
+    assert set(named.factors) == set(plain.factors)
+    weight = next(iter(plain.factors))
+    assert np.array_equal(change(named, weight, 0, 9), change(plain, weight, 0, 9))
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ("base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector", "is of DoRA"),
+        ("base_model.model.model.layers.0.mlp.up_proj.lora_B.bias", "is of lora_bias"),
+        ("base_model.model.model.layers.0.mlp.up_proj.modules_to_save.weight", "replaces a whole weight of an expert"),
+    ],
+)
+def test_what_would_be_lost_is_refused(tmp_path: Path, extra: str, words: str) -> None:
+    dense = Dense()
+    base = open_tensors(write_dense(tmp_path / "base", dense))
+    lora = rewritten(write_lora(tmp_path / "lora", dense, 5), str, (extra,))
+    with pytest.raises(RecipeError, match=words):
+        open_lora(lora, base)
 
 
 def test_a_lora_for_another_base_is_told(tmp_path: Path) -> None:

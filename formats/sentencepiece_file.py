@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gguf import TokenType
 
-from ...formats.errors import TokenizerError
+from .errors import TokenizerError
 
 MAX_BYTES = 64 << 20  # Gemma's, the largest in circulation, has 4 MB
 BPE = 2
