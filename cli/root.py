@@ -34,6 +34,7 @@ VERBS = {
     "eval": "Ask a model the tasks of lm-evaluation-harness.",
     "bench": "Measure prompt processing and generation.",
     "imatrix": "Measure which weights matter, for quantize.",
+    "routes": "Show which experts each token goes to.",
     "perplexity": "Measure how well a model predicts a text.",
     "compare": "Measure what quantizations change, against a base.",
     "generate": "Complete a prompt.",

@@ -1,0 +1,135 @@
+"""`moe-gguf routes` against transformers' routers, and by what must be true of any routing."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from moe_gguf.jobs import imatrix as imatrix_job
+from moe_gguf.jobs import routes as job
+from moe_gguf.measure.expert_load import load_of
+from moe_gguf.measure.routing import find_routes
+from moe_gguf.runner.load_options import LoadOptions
+from moe_gguf.runner.model import Model
+
+from ..checkpoints import write_checkpoint
+from ..command import convert, moe_gguf
+from ..oracles.logits_cases import LOGITS, TOKENS, UPCYCLED
+from ..oracles.router_choices import CASES, GOLDEN
+from ..runner.tiny_gguf import N_EXPERT, N_LAYER, Fields, Tensors, write_tiny
+
+EXPECTED = np.load(GOLDEN)
+EXACT = LoadOptions(n_ctx=64, cache_type_k="f32", cache_type_v="f32", flash_attn="off", n_threads=1)
+TEXT = "the cat and the hat in a land that had a thin can"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_choices_are_those_of_transformers_routers(name: str, tmp_path: Path) -> None:
+    tiny = LOGITS[name]
+    path = tmp_path / "tiny.gguf"
+    assert convert(write_checkpoint(tmp_path / "tiny", tiny), path, "--outtype", "f32").status == 0
+    with Model(path, EXACT) as model:
+        routes = find_routes(model, EXACT, [TOKENS], tiny.n_expert)
+    scores = np.exp(EXPECTED[name].astype(np.float64))
+    probabilities = scores / scores.sum(axis=2, keepdims=True)
+    n_used = tiny.n_expert_used
+    np.testing.assert_array_equal(routes.experts, np.argsort(-scores, axis=2)[:, :, :n_used])
+    best = -np.sort(-probabilities, axis=2)[:, :, :n_used]
+    np.testing.assert_allclose(routes.weights, best / best.sum(axis=2, keepdims=True), atol=1e-4)
+    np.testing.assert_allclose(routes.probabilities, probabilities.mean(axis=1), atol=1e-4)
+
+
+def test_shares_of_equal_experts_add_up_to_one(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    assert convert(write_checkpoint(tmp_path / "tiny", UPCYCLED), path, "--outtype", "f32").status == 0
+    with Model(path, EXACT) as model:
+        routes = find_routes(model, EXACT, [TOKENS, TOKENS[:5]], UPCYCLED.n_expert)
+    np.testing.assert_allclose(routes.shares.sum(axis=1), 1, rtol=1e-5)
+    assert routes.tokens.sum() == len(routes.layers) * UPCYCLED.n_expert_used * (len(TOKENS) + 5)
+    np.testing.assert_allclose(routes.summed().sum(axis=1), 1, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def regated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with the router of its last layer turned round."""
+
+    def change(_: Fields, tensors: Tensors) -> None:
+        name = f"blk.{N_LAYER - 1}.ffn_gate_inp.weight"
+        tensors[name] = np.ascontiguousarray(tensors[name][::-1])
+
+    return write_tiny(tmp_path_factory.mktemp("regated") / "regated.gguf", change)
+
+
+def test_a_regated_model_is_told_from_its_original(tiny_path: Path, regated: Path) -> None:
+    same = job.run(job.prepare(job.Request(tiny_path, TEXT, other=tiny_path)))
+    assert same.agreement == (1.0, (1.0,) * N_LAYER)
+    other = job.run(job.prepare(job.Request(tiny_path, TEXT, other=regated)))
+    assert other.agreement and other.agreement[1][0] == 1.0 and other.agreement[1][-1] < 0.9
+
+
+def test_json_has_the_shape_that_is_promised(tiny_path: Path) -> None:
+    outcome = moe_gguf("routes", tiny_path, "-p", TEXT, "--json", "--tokens")
+    assert outcome.status == 0, outcome.stderr
+    report = json.loads(outcome.stdout)
+    assert (report["n_layer"], report["n_expert"], report["n_expert_used"]) == (N_LAYER, N_EXPERT, 2)
+    assert report["experts"] == ["0", "1", "2", "3"] and len(report["layers"]) == N_LAYER
+    assert all(sum(layer["share"]) == pytest.approx(1) for layer in report["layers"])
+    assert {"cv", "aux_loss", "dead", "busiest", "entropy", "dropped"} <= report["load"].keys()
+    assert "".join(token["text"] for token in report["tokens"]).endswith(TEXT)
+    token = report["tokens"][3]
+    assert np.shape(token["experts"]) == np.shape(token["weights"]) == (N_LAYER, 2)
+    assert np.shape(report["coactivation"]) == (N_EXPERT, N_EXPERT)
+
+
+def test_counts_of_an_importance_matrix_are_the_tokens_of_a_text(tiny_path: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text((TEXT + ". ") * 20)
+    request = imatrix_job.Request(tiny_path, tmp_path / "i.gguf", (text,), n_ctx=64)
+    layers = imatrix_job.run(imatrix_job.prepare(request)).layers
+    report = job.run(job.prepare(job.Request(None, imatrix=tmp_path / "i.gguf")))
+    assert [tuple(row) for row in report.counts.tolist()] == [layer.tokens for layer in layers]
+    assert report.load.aux_loss is None and report.as_json()["n_expert_used"] is None
+
+
+def test_pictures_and_pages_are_written(tiny_path: Path, tmp_path: Path) -> None:
+    png, svg, page = tmp_path / "a.png", tmp_path / "a.svg", tmp_path / "a.html"
+    assert moe_gguf("routes", tiny_path, "-p", TEXT, "--plot", png, "--html", page).status == 0
+    assert moe_gguf("routes", tiny_path, "-p", TEXT + " <b>", "--plot", svg, "--html", page, "--force").status == 0
+    assert png.read_bytes().startswith(b"\x89PNG") and b"<svg" in svg.read_bytes()
+    assert "&lt;" in page.read_text() and "<b>" not in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["-p", ""], "the text is empty"),
+        (["-p", "a", "--plot", "a.jpg"], "name a picture .png or .svg"),
+        (["-p", "a", "--html", "nowhere/a.html"], "name one in a folder that exists"),
+        (["-p", "a", "--recipe", "nowhere.yml"], "nowhere.yml"),
+        (["--imatrix", "no.gguf", "--tokens"], "does not exist"),
+    ],
+)
+def test_refusals_are_one_line(tiny_path: Path, options: list[str], line: str) -> None:
+    outcome = moe_gguf("routes", tiny_path, *options)
+    assert outcome.status in (1, 2) and line in outcome.stderr and "Traceback" not in outcome.stderr
+
+
+def test_load_tells_even_from_uneven() -> None:
+    even = load_of((0,), np.full((1, 4), 10), np.full((1, 4), 0.25))
+    assert (even.cv, even.entropy, even.aux_loss, even.dead) == (0, pytest.approx(1), pytest.approx(1), ())
+    assert set(even.dropped.values()) == {0.0}
+    one = load_of((3,), np.array([[40, 0, 0, 0]]), np.array([[1.0, 0, 0, 0]]))
+    assert one.aux_loss == pytest.approx(4) and one.dead == ((3, 1), (3, 2), (3, 3)) and one.busiest == (3, 0, 1.0)
+    assert one.dropped == {1.0: 0.75, 1.25: 0.6875, 2.0: 0.5} and one.entropy == 0
+
+
+def test_a_router_that_gives_nan_is_named(tmp_path: Path) -> None:
+    name = f"blk.{N_LAYER - 1}.ffn_norm.weight"
+    write_tiny(tmp_path / "nan.gguf", lambda _, tensors: tensors[name].fill(np.nan))
+    outcome = moe_gguf("routes", tmp_path / "nan.gguf", "-p", TEXT)
+    assert outcome.status == 1 and f"the router of layer {N_LAYER - 1} gives NaN" in outcome.stderr
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT * 20)
+    outcome = moe_gguf("imatrix", tmp_path / "nan.gguf", "-f", text, "-c", "64", "-o", tmp_path / "i.gguf")
+    assert outcome.status == 1 and f"what blk.{N_LAYER - 1}.ffn_gate_inp.weight is multiplied by" in outcome.stderr
+    assert not (tmp_path / "i.gguf").exists()
