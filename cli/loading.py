@@ -7,9 +7,10 @@ import click
 
 from ..formats.errors import EngineError
 from ..jobs.loading import LoadRequest
+from ..runner.load_options import CACHE_TYPES
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-CACHE_TYPES = click.Choice(["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"])
+CACHE_TYPE = click.Choice(CACHE_TYPES, case_sensitive=False)
 POSITIVE = click.IntRange(min=1)
 # The keywords that a LoadRequest takes as they are, and what it calls them.
 SAME = {
@@ -47,8 +48,8 @@ READING_OPTIONS = (
     click.option(
         "-fa", "--flash-attn", type=click.Choice(["auto", "on", "off"]), help="Flash attention  [default: auto]"
     ),
-    click.option("-ctk", "--cache-type-k", type=CACHE_TYPES, help="Type of the K cache  [default: f16]"),
-    click.option("-ctv", "--cache-type-v", type=CACHE_TYPES, help="Type of the V cache  [default: f16]"),
+    click.option("-ctk", "--cache-type-k", type=CACHE_TYPE, help="Type of the K cache  [default: f16]"),
+    click.option("-ctv", "--cache-type-v", type=CACHE_TYPE, help="Type of the V cache  [default: f16]"),
     click.option("--n-expert-used", type=POSITIVE, metavar="K", help="Experts per token (1 is the Switch layer)."),
 )
 CONTEXT_OPTIONS = (

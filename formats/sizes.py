@@ -3,6 +3,7 @@
 In: "50G", "7.5GiB". Out: bytes, or one line that says how to write it and what its letters stand for.
 """
 
+import math
 import re
 from typing import Literal
 
@@ -33,3 +34,13 @@ def parse_size(text: str, of: Literal["file", "memory"]) -> int:
     if not 1 <= size <= LARGEST:
         raise PlanError(f"{text!r} is not {WHAT[of]}; {EXAMPLE[of]}")
     return int(size)
+
+
+def needed(n_bytes: float) -> str:
+    """Return bytes that something needs, in GB rounded up: beside `granted` they never look as if they fit."""
+    return f"{math.ceil(n_bytes / 1e7) / 100:.2f} GB"
+
+
+def granted(n_bytes: float) -> str:
+    """Return bytes that there are, in GB rounded down; see `needed`."""
+    return f"{math.floor(n_bytes / 1e7) / 100:.2f} GB"

@@ -93,15 +93,15 @@ def check_finished(
         listener.say("shards are checked for their structure; llama.cpp loads them by their final names only")
         return
     from gguf.constants import Keys
-    from psutil import virtual_memory
 
     from ..convert.vocabulary import probe_text, probe_tokens
     from ..measure.graph_difference import describe_graph_difference
+    from ..runner.limits import system_memory
     from ..runner.verify import verify_gguf
 
     text = probe_text(output.fields[Keys.Tokenizer.LIST].value, output.fields[Keys.Tokenizer.TOKEN_TYPE].value)
     expected = probe_tokens(tokenizer, text) if tokenizer else None
-    fits = output.n_bytes < virtual_memory().available / 2
+    fits = output.n_bytes < system_memory()[0] / 2
     if not fits:
         listener.say(f"{output.path} is more than half of the free memory: its tokens are compared, it is not decoded")
     if tokenizer and expected is None:

@@ -20,11 +20,11 @@ class Request:
 def run(request: Request, listener: Listener = SILENT) -> None:
     """Serve until the process is interrupted. Raises EngineError when it cannot listen or a device is not there."""
     from ..runner.placing.devices import list_devices
-    from ..runner.placing.rpc import is_loopback, serve, served_devices
+    from ..runner.placing.rpc import endpoint_text, is_loopback, serve, served_devices
     from ..runner.threads import best_thread_count
 
     names = list(request.devices) if request.devices else served_devices(list_devices())
-    where = f"{request.host}:{request.port}"
+    where = endpoint_text(request.host, request.port)
     if not is_loopback(request.host):
         listener.warn(
             f"{where} is open to everyone who can reach it, and the protocol has no authentication and no "

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+# kv_cache_types in llama.cpp's common/arg.cpp
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+
 
 @dataclass(frozen=True)
 class LoadOptions:

@@ -8,7 +8,7 @@ from gguf.constants import Keys
 from ..formats.errors import EngineError
 from ..formats.gguf_file import GgufFile
 from ..formats.llamacpp import c_text, ggml, llama
-from .load_options import LoadOptions
+from .load_options import CACHE_TYPES, LoadOptions
 from .placing.devices import device_handle
 from .threads import best_thread_count
 
@@ -96,12 +96,9 @@ def repacks(file: GgufFile, options: LoadOptions) -> bool:
 
 def cache_type(name: str) -> int:
     """Return the number of a ggml type that the KV cache can have."""
-    number = getattr(llama(), f"GGML_TYPE_{name.upper()}", None)
-    if number is None:
-        raise EngineError(
-            f"{name!r} is not a type for the KV cache; use f16, bf16, f32, q8_0, q5_1, q5_0, q4_1 or q4_0"
-        )
-    return number
+    if name not in CACHE_TYPES:
+        raise EngineError(f"{name!r} is not a type for the KV cache; use one of {', '.join(CACHE_TYPES)}")
+    return getattr(llama(), f"GGML_TYPE_{name.upper()}")
 
 
 def buffer_type(name: str) -> int:

@@ -8,9 +8,10 @@ import platform
 import subprocess
 from pathlib import Path
 
+from .limits import job_limits
+
 CPUS = Path("/sys/devices/system/cpu")
 PERFORMANCE_CORES = Path("/sys/devices/cpu_core/cpus")
-CGROUPS = Path("/sys/fs/cgroup")
 
 
 def best_thread_count() -> int:
@@ -20,7 +21,7 @@ def best_thread_count() -> int:
     products wait for the slowest thread.
     """
     cores = _mac_cores() if platform.system() == "Darwin" else _cores(allowed_cpus())
-    quota = cpu_quota()
+    quota = job_limits().cpus
     return max(1, min(cores, math.ceil(quota)) if quota else cores)
 
 
@@ -29,41 +30,6 @@ def allowed_cpus() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))
-
-
-def cpu_quota(root: Path = CGROUPS) -> float | None:
-    """Return the processors that a control group grants (2.5 for 250 ms in 100 ms), None without a limit."""
-    try:
-        own = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
-    except OSError:
-        return None
-    quotas: list[float] = []
-    for _, controllers, group in own:
-        base = root if not controllers else root / controllers
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        folder = base / group.lstrip("/")
-        while True:
-            quota = _quota_of(folder)
-            if quota:
-                quotas.append(quota)
-            if folder == base or base not in folder.parents:
-                break
-            folder = folder.parent
-    return min(quotas, default=None)
-
-
-def _quota_of(folder: Path) -> float | None:
-    """Return the limit of one group: cpu.max of version 2, cpu.cfs_* of version 1."""
-    try:
-        if (folder / "cpu.max").exists():
-            quota, period = (folder / "cpu.max").read_text().split()
-        else:
-            quota = (folder / "cpu.cfs_quota_us").read_text()
-            period = (folder / "cpu.cfs_period_us").read_text()
-        return int(quota) / int(period) if quota.strip() != "max" and int(quota) > 0 else None
-    except (OSError, ValueError):
-        return None
 
 
 def _cores(cpus: set[int]) -> int:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 from ...formats.errors import EngineError
 from ...formats.llamacpp import c_text, llama
+from ..limits import system_memory
 from ..linked import linked
 
 # enum ggml_backend_dev_type in ggml/include/ggml-backend.h
@@ -136,34 +137,6 @@ def find_gpus(root: Path = Path("/")) -> list[tuple[str, str]]:
     if sys.platform == "darwin" and platform.machine() == "arm64":
         found.append(("Apple GPU", "METAL"))
     return found
-
-
-def system_memory() -> tuple[int, int]:
-    """Return (available, total) bytes of memory for this process: the machine's, capped by cgroup limits."""
-    import psutil
-
-    memory = psutil.virtual_memory()
-    available, total = memory.available, memory.total
-    for limit, used in cgroup_memory(Path("/")):
-        total = min(total, limit)
-        available = min(available, max(limit - used, 0))
-    return available, total
-
-
-def cgroup_memory(root: Path) -> list[tuple[int, int]]:
-    """Return (limit, bytes used without file cache) of this process's memory cgroups, versions 2 and 1."""
-    pairs = (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    )
-    limits = []
-    for limit_name, used_name in pairs:
-        limit, used = (_read(root / "sys/fs/cgroup" / name) for name in (limit_name, used_name))
-        if limit.isdigit() and used.isdigit() and int(limit) < 2**60:
-            stat = _read((root / "sys/fs/cgroup" / limit_name).with_name("memory.stat"))
-            cache = [int(line.split()[1]) for line in stat.splitlines() if line.startswith(("file ", "cache "))]
-            limits.append((int(limit), max(int(used) - sum(cache[:1]), 0)))
-    return limits
 
 
 def _read(path: Path) -> str:

@@ -14,7 +14,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, Keys
 from ...formats.errors import EngineError
 from ...formats.gguf_file import GgufFile
 from ...models.kv_cache import CacheRows, cache_rows, rounded_context
-from ..load_options import LoadOptions
+from ..load_options import CACHE_TYPES, LoadOptions
 from ..load_parameters import default_context
 
 CPU = "CPU"
@@ -156,12 +156,9 @@ def kv_bytes(facts: ModelFacts, options: LoadOptions) -> list[int]:
 
 
 def _cache_type(name: str) -> GGMLQuantizationType:
-    try:
-        return GGMLQuantizationType[name.upper()]
-    except KeyError:
-        raise EngineError(
-            f"{name!r} is no type for the KV cache; use f16, bf16, f32, q8_0, q5_1, q5_0, q4_1, q4_0"
-        ) from None
+    if name not in CACHE_TYPES:
+        raise EngineError(f"{name!r} is not a type for the KV cache; use one of {', '.join(CACHE_TYPES)}")
+    return GGMLQuantizationType[name.upper()]
 
 
 def _checked_type(name: str, side: str, head: int) -> GGMLQuantizationType:

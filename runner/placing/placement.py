@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from ...formats.errors import EngineError
 from ...formats.gguf_file import GgufFile
+from ...formats.sizes import granted, needed
 from ...models.kv_cache import CONTEXT_STEP
 from ..load_options import LoadOptions
 from .devices import Device
@@ -85,7 +86,7 @@ def evaluate(
     cpu = next((device for device in devices if device.kind == "cpu"), None)
     if cpu and memory[CPU].total > cpu.free_bytes:
         notes += (
-            f"{memory[CPU].total / 1e9:.2f} GB are more than the memory that is free now; "
+            f"{needed(memory[CPU].total)} are more than the {granted(cpu.free_bytes)} of memory that are free now; "
             "the system reads weights from the file again whenever it drops them, which is slow",
         )
     return Placement(facts, tuple(devices), options, memory, locate(facts, options, names), notes)
@@ -288,14 +289,21 @@ def contexts(n_ctx: int) -> list[int]:
 
 def too_large(facts: ModelFacts, order: Sequence[Device], options: LoadOptions, predict: Predict) -> EngineError:
     """Return the error that says how much is missing, and what would help."""
-    need = predict(facts, replace(options, n_gpu_layers=0, devices=()), [])[CPU].total
-    mapped = options.use_mmap and not options.use_mlock
-    rooms = [(d.name, d.total_bytes if mapped and d.name == CPU else max(room(d), 0)) for d in order]
+    memory = predict(facts, replace(options, n_gpu_layers=0, devices=()), [])[CPU]
+    need, what = memory.total, f"{needed(memory.total)} with"
+    rooms = {device.name: max(room(device), 0) for device in order}
+    cpu = next((device for device in order if device.kind == "cpu"), None)
+    if cpu and options.use_mmap and not options.use_mlock and memory.kv + memory.compute <= room(cpu):
+        rooms[cpu.name] = max(cpu.total_bytes - (cpu.free_bytes - room(cpu)), 0)
+    elif cpu and len(order) == 1 and memory.total <= cpu.total_bytes:
+        need = memory.kv + memory.compute
+        what = f"{needed(need)} of cache and buffers for"
+    listed = " and ".join(f"{name} ({granted(n_bytes)})" for name, n_bytes in rooms.items())
+    divided = " in whole layers" if sum(rooms.values()) >= need else ""
     return EngineError(
-        f"{facts.name}: too large for this machine: {need / 1e9:.2f} GB with a context of "
-        f"{context_length(facts, options)} tokens do not fit into "
-        f"{' and '.join(f'{name} ({n_bytes / 1e9:.2f} GB)' for name, n_bytes in rooms)}; use a smaller quantization, "
-        "a smaller -c/--ctx-size, or --no-fit to try it all the same"
+        f"{facts.name}: too large for this machine: {what} a context of {context_length(facts, options)} tokens do "
+        f"not fit into {listed}{divided}; use a smaller quantization, a smaller -c/--ctx-size, or --no-fit to try it "
+        "all the same"
     )
 
 

@@ -40,11 +40,11 @@ def test_values_that_are_no_text_or_number_are_one_line(model: Path, arguments: 
 @pytest.mark.parametrize("host", ["h\udcff", "a..b", "x" * 70])
 def test_a_worker_that_cannot_be_a_host_is_one_line(host: str) -> None:
     from moe_gguf.formats.errors import EngineError
-    from moe_gguf.runner.placing.rpc import _bindable_address, _resolve
+    from moe_gguf.runner.placing.rpc import _bindable_address, _ipv4_address
 
-    for find in (_resolve, lambda host: _bindable_address(host, 50052)):
+    for find in (_ipv4_address, _bindable_address):
         with pytest.raises(EngineError, match=r"no name that a host can have|unknown|cannot listen"):
-            find(host)
+            find(host, 50052)
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])

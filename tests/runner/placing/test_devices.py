@@ -4,15 +4,14 @@ from pathlib import Path
 
 import pytest
 from moe_gguf.formats.errors import EngineError
+from moe_gguf.runner.limits import system_memory
 from moe_gguf.runner.placing import devices
 from moe_gguf.runner.placing.devices import (
     advise,
-    cgroup_memory,
     describe_build,
     device_handle,
     find_gpus,
     list_devices,
-    system_memory,
 )
 
 
@@ -78,13 +77,3 @@ def test_the_rebuild_command_is_complete(no_tools):
     )
     assert "driver" in advise("NVIDIA GPU", "CUDA", ("CUDA", "CPU"))
     assert "driver" in advise("AMD GPU", "HIP", ("ROCm", "CPU"))
-
-
-def test_control_groups_limit_the_memory_and_file_cache_counts_as_free(tmp_path):
-    group = tmp_path / "sys/fs/cgroup"
-    write(group / "memory.max", "1000000\n")
-    write(group / "memory.current", "700000\n")
-    write(group / "memory.stat", "anon 200000\nfile 500000\n")
-    write(group / "memory/memory.limit_in_bytes", "9223372036854771712\n")
-    write(group / "memory/memory.usage_in_bytes", "5\n")
-    assert cgroup_memory(tmp_path) == [(1000000, 200000)]

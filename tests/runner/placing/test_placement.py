@@ -129,9 +129,23 @@ def test_a_mapped_file_may_exceed_the_free_memory_but_not_all_of_it(seven):
     facts = read_facts(read_gguf(seven))
     busy = Device(CPU, "cpu", 2 * GIB, 8 * GIB)
     placement = plan(facts, [busy], LoadOptions(n_ctx=2048))
-    assert "more than the memory that is free now" in placement.notes[0]
+    assert "that are free now" in placement.notes[0]
     with pytest.raises(EngineError):
         plan(facts, [busy], LoadOptions(n_ctx=2048, use_mmap=False))
+
+
+def test_numbers_of_a_refusal_do_not_contradict_themselves(seven, four_by_seven):
+    weights = sum(read_facts(read_gguf(seven)).tensors.values())
+    for path, devices in (
+        (seven, [ram(weights + GIB // 2)]),
+        (seven, [Device(CPU, "cpu", GIB // 8, 64 * GIB)]),
+        (seven, [ram(weights), gpu(GIB // 4)]),
+        (four_by_seven, [ram(8 * GIB), gpu(4 * GIB)]),
+    ):
+        with pytest.raises(EngineError) as refused:
+            plan(read_facts(read_gguf(path)), devices, LoadOptions(n_ctx=4096))
+        numbers = [float(number) for number in re.findall(r"(\d+\.\d\d) GB", str(refused.value))]
+        assert numbers[0] > sum(numbers[1:]) or "in whole layers" in str(refused.value)
 
 
 def test_a_context_nobody_asked_for_shrinks_and_says_so(four_by_seven):
@@ -158,12 +172,12 @@ def test_quantized_caches_leave_room_for_experts(four_by_seven):
 
 def test_impossible_caches_are_refused(tiny):
     facts = read_facts(read_gguf(tiny))
-    with pytest.raises(EngineError, match="no type for the KV cache"):
+    with pytest.raises(EngineError, match="not a type for the KV cache"):
         predict(facts, LoadOptions(cache_type_k="q9"), [])
     with pytest.raises(EngineError, match="needs flash attention"):
         predict(facts, LoadOptions(cache_type_v="q8_0", flash_attn="off"), [])
     with pytest.raises(EngineError, match="heads of 48"):
-        predict(replace(facts, k_head=48), LoadOptions(cache_type_k="q4_k"), [])
+        predict(replace(facts, k_head=48), LoadOptions(cache_type_k="iq4_nl"), [])
 
 
 def made_facts(n_layer: int, dense: int, experts: int, output: int, kv: int, tied: bool) -> ModelFacts:

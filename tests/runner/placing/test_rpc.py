@@ -106,6 +106,49 @@ def test_a_worker_that_is_not_there_is_named():
         add_servers(["no.such.host.invalid:50052"])
 
 
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.0 404 Not Found\r\n\r\n"])
+def test_an_http_server_is_called_that(monkeypatch, head):
+    monkeypatch.setattr(rpc, "CONNECT_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            for reply in (head, b"HTTP/1.0 404 Not Found\r\n\r\n")[: 1 if head else 2]:
+                connection, _ = server.accept()
+                with connection:
+                    asked = connection.recv(100)
+                    # one that waits for a whole line hears of none in llama.cpp's greeting
+                    connection.sendall(reply) if reply else connection.recv(1)
+                    assert reply == head or asked.startswith(b"GET / ")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(EngineError, match="is an HTTP server, not a worker; start one there"):
+            check_worker("127.0.0.1", server.getsockname()[1])
+        thread.join()
+
+
+def has_ipv6() -> bool:
+    """Tell whether this machine has an IPv6 loopback."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+def test_a_worker_at_an_ipv6_address_says_the_same():
+    with running_worker("::1") as (address, worker):
+        assert address.startswith("[::1]:")
+        alone, there = generate("-n", "12"), generate("-n", "12", "--rpc", address)
+        text, said = alone.communicate(timeout=60)[0], there.communicate(timeout=60)
+        assert said[0] == text and there.returncode == 0, said[1]
+        talking = generate("-n", "900", "--rpc", address)
+        assert talking.stdout and talking.stdout.read(20)
+        worker.kill()
+        assert f"connection to a worker was lost ({address})" in talking.communicate(timeout=60)[1].decode()
+
+
 def test_another_kind_of_server_is_no_worker():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -139,6 +182,10 @@ def test_an_address_is_host_and_port(text):
 
 def test_addresses_are_read():
     assert parse_endpoint(" 192.168.1.20:50052") == ("192.168.1.20", 50052)
+    assert parse_endpoint("[fe80::1]:50052") == ("fe80::1", 50052)
+    with pytest.raises(EngineError, match="in brackets, such as"):
+        parse_endpoint("fe80::1:50052")
+    assert is_loopback("::1") and not is_loopback("::")
     assert is_loopback("127.0.0.1") and is_loopback("localhost") and is_loopback("127.8.8.8")
     assert not is_loopback("0.0.0.0") and not is_loopback("192.168.1.20") and not is_loopback("example.org")
 
