@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..jobs.loading import LoadRequest
+from .llama_words import LlamaCommand
 from .loading import OPTIONS, load_request
 from .models import MODEL, catalogue_path
 from .terminal import TERMINAL, emit_json, verbosity
@@ -78,7 +79,7 @@ def bench_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command()
+@click.command(cls=LlamaCommand)
 @click.argument("model", type=MODEL, required=False)
 @click.option("-p", "--n-prompt", type=COUNTS, default="512", show_default=True, help="Tokens of the prompt.")
 @click.option("-n", "--n-gen", type=COUNTS, default="128", show_default=True, help="Tokens to generate.")

@@ -9,6 +9,7 @@ from ..formats.text_files import read_message_file
 from .answers import tolerate_any_text
 from .chat_commands import Leave, Talk
 from .chat_reader import messages
+from .llama_words import LlamaCommand
 from .loading import load_request, loading_options
 from .models import MODEL, catalogue_path
 from .sampling_options import build_sampling, sampling_options, unescape
@@ -18,7 +19,7 @@ from .terminal import TERMINAL, say, verbosity
 FILE = click.Path(exists=True, dir_okay=False)
 
 
-@click.command()
+@click.command(cls=LlamaCommand)
 @click.argument("model", type=MODEL, required=False)
 @click.option("-sys", "--system", "--system-prompt", "system", default=None, help="The system message.")
 @click.option("-sysf", "--system-prompt-file", "system_file", type=FILE, help="Read the system message here.")

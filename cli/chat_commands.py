@@ -265,6 +265,8 @@ def show_answer(session: "Session", pieces: "Iterator[Piece]") -> None:
     speed = session.speed()
     if speed and speed.n_generated:
         say(speed_line(speed))
+    if finish == "cancelled" and not sys.stdin.isatty():
+        raise KeyboardInterrupt
 
 
 class PromptProgress:

@@ -1,5 +1,6 @@
 """What a person types, or what a pipe brings: messages, one by one."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -8,6 +9,7 @@ import click
 
 from ..formats.text_files import lines_of
 from .chat_help import COMMANDS
+from .process import Terminated
 from .terminal import say, warn
 
 QUOTES = '"""'
@@ -27,7 +29,10 @@ def messages(first: str | None = None) -> Iterator[str]:
             line = read(open_lines is not None)
         except EOFError:
             break
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            # what comes through a pipe cannot go on, nor can a program that was asked to end
+            if not sys.stdin.isatty() or isinstance(error, Terminated):
+                raise
             say("(/quit or Ctrl-D leaves)")
             open_lines = None
             continue
@@ -110,6 +115,8 @@ def typing_unseen() -> Iterator[None]:
         import termios
 
         terminal = sys.stdin.fileno()
+        if not os.isatty(terminal):
+            raise ValueError
         before = termios.tcgetattr(terminal)
     except (ImportError, OSError, ValueError, AttributeError):
         yield

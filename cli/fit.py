@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .llama_words import LlamaCommand
 from .loading import CONTEXT_OPTIONS, load_request, with_options
 from .models import MODEL, catalogue_path
 from .tables import table
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from ..jobs.fit import Report, Variant
 
 
-@click.command()
+@click.command(cls=LlamaCommand)
 @click.argument("model", type=MODEL, required=False)
 @click.option("--vram", metavar="SIZE,...", help="Plan for devices of this size (8G, or 8G,6G for two).")
 @click.option("--ram", metavar="SIZE", help="Plan for so much memory (16G).")

@@ -7,14 +7,17 @@ import click
 
 from ..formats.text_files import read_message_file, whole_text
 from .answers import AnswerPrinter, speed_line, tolerate_any_text
+from .llama_words import LlamaCommand
 from .loading import load_request, loading_options
 from .models import MODEL, catalogue_path
 from .sampling_options import build_sampling, sampling_options, unescape
 from .template_options import build_template, template_options
 from .terminal import TERMINAL, emit_json, say, verbosity, warn
 
+FILE = click.Path(exists=True, dir_okay=False)
 
-@click.command()
+
+@click.command(cls=LlamaCommand)
 @click.argument("model", type=MODEL, required=False)
 @click.option("-p", "--prompt", default=None, help="The text to complete; standard input when it is left out.")
 @click.option("-f", "--file", "prompt_file", type=click.Path(exists=True, dir_okay=False), help="Read the prompt here.")
@@ -38,6 +41,7 @@ from .terminal import TERMINAL, emit_json, say, verbosity, warn
     "completed as it is. --system implies it.",
 )
 @click.option("-sys", "--system", "--system-prompt", "system", default=None, help="The system message.")
+@click.option("-sysf", "--system-prompt-file", "system_file", type=FILE, help="Read the system message here.")
 @click.option("-r", "--reverse-prompt", "--stop", "stops", multiple=True, help="Stop before this text; repeatable.")
 @click.option(
     "--escape/--no-escape",
@@ -58,6 +62,7 @@ def command(
     n_predict: int,
     conversation: bool | None,
     system: str | None,
+    system_file: str | None,
     stops: tuple[str, ...],
     escape: bool,
     logprobs: int | None,
@@ -68,11 +73,16 @@ def command(
 
     The answer goes to stdout as it comes, what it took to stderr. Ctrl-C ends it.
     """
-    if system is not None and conversation is False:
+    if system is not None and system_file is not None:
+        raise click.UsageError("give --system or -sysf/--system-prompt-file, not both")
+    if (system is not None or system_file is not None) and conversation is False:
         raise click.UsageError("--system needs the chat template; leave out -no-cnv")
     text = read_prompt(prompt, prompt_file, escape)
-    if escape:
+    if system_file is not None:
+        system = read_message_file(system_file).removesuffix("\n")
+    elif escape:
         system = unescape(system) if system else system
+    if escape:
         stops = tuple(unescape(stop) for stop in stops)
     from ..jobs import generate as job
 

@@ -47,6 +47,7 @@ def prepare(request: Request) -> Prepared:
 @contextmanager
 def opened_session(prepared: Prepared, listener: Listener = SILENT) -> "Iterator[Session]":
     """Load the model and open a conversation with it; both are closed in the end. Raises GgufError and EngineError."""
+    from ..runner.ineffective import ineffective
     from ..runner.recommended import with_recommended
     from ..runner.session import Session
     from ..runner.templates.chat_format import chat_format
@@ -61,6 +62,8 @@ def opened_session(prepared: Prepared, listener: Listener = SILENT) -> "Iterator
         recommended = with_recommended(request.sampling, engine.model.file.metadata)
         if recommended.note:
             listener.say(f"({recommended.note})")
+        for remark in ineffective(recommended.sampling):
+            listener.warn(remark)
         session = Session(engine, recommended.sampling, request.n_predict, request.stops, request.system, chat=chat)
         session.exact = request.exact
         yield session

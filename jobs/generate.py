@@ -118,6 +118,7 @@ def answer(
     """Answer a request on an engine that is open already; see `run`."""
     from ..runner.engine import Cancelled
     from ..runner.generation import begin, pieces_of, separated, speed
+    from ..runner.ineffective import ineffective
     from ..runner.interrupt import on_interrupt
     from ..runner.recommended import with_recommended
     from ..runner.templates.endings import stops_of
@@ -129,6 +130,8 @@ def answer(
     recommended = with_recommended(request.sampling, engine.model.file.metadata)
     if recommended.note:
         listener.say(recommended.note)
+    for remark in ineffective(recommended.sampling):
+        listener.warn(remark)
     generation = begin(engine, tokens, recommended.sampling, **settings)
     pieces: list[Piece] = []
     finish = None

@@ -139,10 +139,17 @@ def _load(
     if warning := missing_pre_tokenizer(file.metadata):
         listener.warn(warning)
     facts = read_facts(file)
+    if facts.n_ctx_train and (request.n_ctx or 0) > facts.n_ctx_train:
+        listener.warn(
+            f"a context of {request.n_ctx} tokens is more than the {facts.n_ctx_train} that {path} was trained for; "
+            "answers become nonsense beyond them"
+        )
     options = choose_options(file, facts, request, listener)
 
     def load(options: "LoadOptions") -> "tuple[Model, Engine]":
         model = Model(path, options)
+        for remark in model.remarks:
+            listener.warn(remark)
         try:
             return model, Engine(model, options, on_eval)
         except BaseException:
@@ -223,10 +230,29 @@ def available_devices(request: LoadRequest, listener: Listener = SILENT, hypothe
         devices = [d for d in devices if not d.offloads and d.name not in request.devices]
         devices += [by_name[name] for name in request.devices]
     vram = list(request.vram)
-    if vram and not hypothetical and not any(device.offloads for device in devices):
-        listener.warn("--vram changes nothing here: llama.cpp has no device beside the CPU (see moe-gguf devices)")
+    if not hypothetical and not any(device.offloads for device in devices):
+        if flags := device_flags(request):
+            listener.warn(
+                f"{', '.join(flags)} {'changes' if len(flags) == 1 else 'change'} nothing here: llama.cpp has no "
+                "device beside the CPU (see moe-gguf devices)"
+            )
         vram = []
     return with_budgets(devices, vram, request.ram, hypothetical)
+
+
+def device_flags(request: LoadRequest) -> list[str]:
+    """Return the flags of a request that are about devices beside the CPU."""
+    wishes = {
+        "--vram": request.vram,
+        "-ngl": request.n_gpu_layers,
+        "-cmoe": request.cpu_moe,
+        "-ncmoe": request.n_cpu_moe,
+        "-ts": request.tensor_split,
+        "-mg": request.main_gpu,
+        "-sm": request.split_mode not in (None, "none"),
+        "-nkvo": not request.offload_kqv,
+    }
+    return [flag for flag, wish in wishes.items() if wish]
 
 
 def wished_options(request: LoadRequest, facts: "ModelFacts", devices: "list[Device]") -> "LoadOptions":

@@ -34,8 +34,13 @@ class Model:
         use_numa(options.numa)
         complaints: list[str] = []
         self.pointer = None
+        self.remarks: list[str] = []
         try:
-            with held_interrupts() as interrupted, listening(complaining(complaints)):
+            with (
+                held_interrupts() as interrupted,
+                listening(complaining(complaints)),
+                listening(lambda _, text: self._remark(text)),
+            ):
                 # llama.cpp asks between tensors whether it is to go on
                 parameters.progress_callback = api.llama_progress_callback(lambda _, __: not interrupted())
                 self.pointer = api.llama_model_load_from_file(os.fsencode(path), parameters)
@@ -50,6 +55,14 @@ class Model:
         self.has_vocabulary = api.llama_vocab_type(self.vocab) != api.LLAMA_VOCAB_TYPE_NONE
         self.can_rewind = not (api.llama_model_is_recurrent(self.pointer) or api.llama_model_is_hybrid(self.pointer))
         self.pieces: dict[int, bytes] = {}
+
+    def _remark(self, text: str) -> None:
+        """Keep what llama.cpp only logs though a wish was not granted (llama_mlock of src/llama-mmap.cpp)."""
+        if "failed to mlock" in text and not self.remarks:
+            self.remarks.append(
+                "--mlock: the system did not lock the whole model, which it may page out; allow more by ulimit -l "
+                "(or LimitMEMLOCK= of systemd)"
+            )
 
     def close(self) -> None:
         """Free the model; its contexts must be closed before."""
