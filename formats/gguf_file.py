@@ -55,6 +55,7 @@ class GgufFile:
     tensors: dict[str, GgufTensor]
     alignment: int
     header_bytes: int
+    version: int = GGUF_VERSION
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
@@ -166,7 +167,7 @@ def _parse(cursor: Cursor, size: int, path: Path) -> GgufFile:
             f"{path}: another GGUF file begins at byte {end + behind}: shards joined by cat, which nothing can load; "
             "keep them apart under their own names, or join those with llama.cpp's llama-gguf-split --merge"
         )
-    return GgufFile(path, (path,), fields, tensors, alignment, start)
+    return GgufFile(path, (path,), fields, tensors, alignment, start, version)
 
 
 def _tensor_entry(cursor: Cursor) -> tuple[str, tuple[int, ...], GGMLQuantizationType, int]:
