@@ -1,4 +1,4 @@
-"""Writing a GGUF file again with no weight changed: split, joined, with other metadata, an old one brought up to date."""
+"""Writing a GGUF file again with no weight changed: split, joined, with other metadata, or brought up to date."""
 
 import time
 from collections.abc import Mapping
