@@ -13,6 +13,7 @@ from .terminal import TERMINAL, detail, emit_json, say, verbosity
 from .writing import gate_request, writing_options
 
 if TYPE_CHECKING:
+    from ..jobs.budgeting import Budget, BudgetReport
     from ..jobs.quantize import Report, RoundingReport
     from ..quantize.choices import MixOptions
     from ..quantize.file_types import FileType
@@ -22,7 +23,10 @@ READ_ONLY = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("source", type=MODEL, required=False)
-@click.option("--type", "types", multiple=True, required=True, metavar="TYPE", help="E.g. Q4_K_M; may be repeated.")
+@click.option("--type", "types", multiple=True, metavar="TYPE", help="E.g. Q4_K_M; may be repeated.")
+@click.option("--target-size", metavar="SIZE", help="Choose types for a file of SIZE, e.g. 12GiB.")
+@click.option("--target-bpw", type=click.FloatRange(1, 16), help="The same for so many bits per weight.")
+@click.option("--sensitivity", type=READ_ONLY, help="What moe-gguf sensitivity measured of this model.")
 @click.option(
     "-o",
     "--outfile",
@@ -77,13 +81,16 @@ def command(source: str | None, **options: Any) -> None:
     from ..quantize.stock_policy import stock
 
     split = options["split_max_size"]
+    if not (options["types"] or options["target_size"] or options["target_bpw"]):
+        raise click.UsageError("say what to write: --type TYPE, or --target-size SIZE")
     request = job.Request(
         source=source,
-        mixes=tuple(map(stock, file_types(options["types"]))),
+        mixes=tuple(map(stock, file_types(options["types"]))) if options["types"] else (),
         catalogue=catalogue_path(),
         outfile=options["outfile"],
         imatrix=options["imatrix"],
         moments=options["moments"],
+        budget=budget_of(options),
         include_weights=options["include_weights"],
         exclude_weights=options["exclude_weights"],
         options=mix_options(options),
@@ -101,6 +108,21 @@ def command(source: str | None, **options: Any) -> None:
     prepared = job.prepare(request, TERMINAL)
     report = prepared.report() if options["dry_run"] else job.run(prepared, TERMINAL)
     emit_json(report.as_json()) if options["as_json"] else show(report, options["dry_run"])
+
+
+def budget_of(options: Mapping[str, Any]) -> "Budget | None":
+    """Return the budget of --target-size or --target-bpw; what does not go together is bad usage."""
+    from ..formats.sizes import parse_size
+    from ..jobs.budgeting import Budget
+
+    size, bits, sensitivity = options["target_size"], options["target_bpw"], options["sensitivity"]
+    if size and bits:
+        raise click.UsageError("--target-size and --target-bpw exclude each other")
+    if bool(size or bits) != bool(sensitivity):
+        raise click.UsageError("--target-size or --target-bpw goes with --sensitivity FILE (moe-gguf sensitivity)")
+    if not sensitivity:
+        return None
+    return Budget(sensitivity, parse_size(size, "file") if size else None, bits)
 
 
 def file_types(names: Sequence[str]) -> "list[FileType]":
@@ -139,6 +161,15 @@ def mix_options(options: Mapping[str, Any]) -> "MixOptions":
     )
 
 
+def print_budget(budget: "BudgetReport") -> None:
+    """Print the types that were bought, by role, and the words that make llama-quantize do the same."""
+    for role, types in budget.table():
+        click.echo(f"  {role}: {types}")
+    click.echo(f"  predicted divergence {budget.allocation.predicted_kld:.4f} nats")
+    for pattern, qtype in budget.tensor_types:
+        detail(f"    {pattern}={qtype}")
+
+
 def print_rounding(rounding: "RoundingReport") -> None:
     """Say how weights were rounded."""
     error = "" if rounding.error is None else f": errors of outputs {rounding.error:.2f}x on held-out inputs"
@@ -152,6 +183,8 @@ def show(report: "Report", dry_run: bool) -> None:
     """Print a few lines per output."""
     for one in report.outputs:
         print_output(one.output)
+        if one.budget:
+            print_budget(one.budget)
         for fallback in one.fallbacks:
             names = fallback.names
             are, their = ("is", "its") if len(names) == 1 else ("are", "their")

@@ -24,6 +24,7 @@ VERBS = {
     "merge": "Merge dense models into a mixture-of-experts checkpoint.",
     "convert": "Write a checkpoint or a merge recipe as GGUF.",
     "quantize": "Write every quantization of a model in one pass.",
+    "sensitivity": "Measure which roles and layers suffer most from few bits.",
     "inspect": "Show what is in a GGUF file or a checkpoint.",
     "calibrate": "Fit a GGUF's routers to sample texts for each expert.",
     "regate": "Replace the routers of a GGUF.",

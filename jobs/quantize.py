@@ -24,6 +24,7 @@ from ..quantize.variants import StoredType, Variant, plan_variants, stored_in_so
 from ..writer.gguf_source import plan_from_gguf
 from ..writer.partial import Output, check_outputs, split_output
 from ..writer.plan import Plan
+from .budgeting import Budget, BudgetReport, budgeted_mix
 from .listener import SILENT, Listener
 from .opening import DEFAULT_GATES, GateRequest, check_gates, need_llama
 from .outputs import OutputReport, Place
@@ -48,6 +49,7 @@ class Request:
     outfile: str | None = None
     imatrix: Path | None = None
     moments: Path | None = None
+    budget: Budget | None = None
     include_weights: tuple[str, ...] = ()
     exclude_weights: tuple[str, ...] = ()
     options: MixOptions = field(default_factory=MixOptions)
@@ -100,6 +102,7 @@ class VariantReport:
     encoders_replaced: tuple[str, ...] | None = None
     errors: Mapping[str, float] | None = None
     rounding: "RoundingReport | None" = None
+    budget: BudgetReport | None = None
 
     @property
     def fallbacks(self) -> list[Fallback]:
@@ -120,6 +123,8 @@ class VariantReport:
         ]
         if self.encoders_replaced is not None:
             report["encoders_replaced"] = list(self.encoders_replaced)
+        if self.budget is not None:
+            report["budget"] = self.budget.as_json()
         if self.rounding is not None:
             report["rounding"] = self.rounding.as_json()
         if self.errors is not None:
@@ -156,6 +161,7 @@ class Prepared:
     calibration: Calibration | None
     planned: Planned | None
     source_plan: Plan
+    budget: BudgetReport | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -189,7 +195,8 @@ class Prepared:
             errors = relative_errors(encoder, variant.choices) if encoder and encoder.measure else None
             described = OutputReport(output, variant.mix.name)
             told = None if replaced is None else tuple(replaced)
-            reports.append(VariantReport(described, variant, told, errors, rounding_report(encoder, variant)))
+            bought = self.budget if variant is self.variants[-1] else None
+            reports.append(VariantReport(described, variant, told, errors, rounding_report(encoder, variant), bought))
         return Report(tuple(reports), seconds)
 
 
@@ -221,10 +228,11 @@ def prepare(request: Request, listener: Listener = SILENT) -> Prepared:
         imatrix = _imatrix(request)
         moments = MomentsFile(request.moments) if request.moments else None
     calibration = Calibration(moments) if moments else None
-    known = calibration or imatrix
-    plan, variants = plan_variants(
-        source.plan, source.stored, request.mixes, request.options, known, request.kv_overrides
-    )
+    known, mixes, bought = calibration or imatrix, request.mixes, None
+    if request.budget:
+        mix, bought = budgeted_mix(request.budget, source.plan, source.stored, request.options, known)
+        mixes = (*mixes, mix)
+    plan, variants = plan_variants(source.plan, source.stored, mixes, request.options, known, request.kv_overrides)
     if moments:
         calibration = Calibration(moments, {choice.name: choice.source_name for choice in variants[0].choices})
         for choice in (choice for variant in variants for choice in variant.choices if choice.converts):
@@ -245,6 +253,7 @@ def prepare(request: Request, listener: Listener = SILENT) -> Prepared:
         calibration,
         source.planned,
         source.plan,
+        bought,
     )
     for warning in prepared.warnings:
         listener.warn(warning)

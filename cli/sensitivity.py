@@ -1,0 +1,63 @@
+"""`moe-gguf sensitivity`: which roles and layers of a model suffer most, for mixes under a budget."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .loading import BUDGET_OPTIONS, MACHINE_OPTIONS, PLACING_OPTIONS, READING_OPTIONS, load_request, with_options
+from .models import MODEL, catalogue_path
+from .terminal import TERMINAL, emit_json, say, verbosity
+
+if TYPE_CHECKING:
+    from ..jobs.sensitivity import Report
+
+TEXT = click.Path(exists=True, dir_okay=False, path_type=Path)
+OUTPUT = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("model", type=MODEL, required=False)
+@click.option("-f", "--file", "text", type=TEXT, required=True, help="The text to measure on.")
+@click.option("-o", "--outfile", type=OUTPUT, required=True, help="Where to write the sensitivities (JSON).")
+@click.option("--moments", type=TEXT, help="Round by these moments, as quantize will.")
+@click.option("-c", "--ctx-size", type=click.IntRange(8), default=512, show_default=True, help="Tokens of a window.")
+@click.option("--chunks", type=click.IntRange(1), default=8, show_default=True, help="Windows to read each time.")
+@click.option("--groups", type=click.IntRange(1), default=6, show_default=True, help="Groups of layers to tell apart.")
+@click.option("--force", is_flag=True, help="Replace the output.")
+@with_options(READING_OPTIONS + BUDGET_OPTIONS + PLACING_OPTIONS + MACHINE_OPTIONS)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@verbosity
+def command(
+    model: str | None,
+    text: Path,
+    outfile: Path,
+    moments: Path | None,
+    chunks: int,
+    groups: int,
+    force: bool,
+    as_json: bool,
+    **values: Any,
+) -> None:
+    """Measure how much MODEL, a 16-bit GGUF, diverges when one role or group of layers alone has four bits.
+
+    The file that is written tells quantize --target-size which tensors deserve the bytes.
+    """
+    from ..jobs import sensitivity as job
+
+    n_ctx = values.pop("ctx_size")
+    request = job.Request(
+        model, text, outfile, catalogue_path(), moments, chunks, groups, n_ctx, force, load_request(values)
+    )
+    report = job.run(job.prepare(request), TERMINAL)
+    emit_json(report.as_json()) if as_json else show(report)
+
+
+def show(report: "Report") -> None:
+    """Print the roles, the most sensitive first, and the layers."""
+    found = report.sensitivity
+    for role, kld in sorted(found.roles.items(), key=lambda item: -item[1]):
+        click.echo(f"{role.lower():12} {kld:9.5f} nats")
+    click.echo(f"divergence falls {found.per_bit:.1f}x a bit; all Q8_0: {found.floor:.5f} nats")
+    layers = ", ".join(f"{layer}: {factor:.2f}" for layer, factor in found.layers.items())
+    say(f"by layer: {layers}")

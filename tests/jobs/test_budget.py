@@ -1,0 +1,110 @@
+"""Types under a budget: the size is kept, what is sensitive gets the bits, and llama-quantize's words reproduce it."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from moe_gguf.formats.errors import PlanError
+from moe_gguf.formats.gguf_file import read_gguf
+from moe_gguf.quantize.budget import Sensitivity, allocate, options_of, read_sensitivity
+from moe_gguf.quantize.choices import MixOptions, TypeChoice
+from moe_gguf.quantize.facts import facts_of
+from moe_gguf.quantize.file_types import parse_file_type
+from moe_gguf.quantize.mixes import choose_types
+from moe_gguf.quantize.stock_policy import stock
+
+from ..command import moe_gguf
+from ..quantize.tiny_files import write_tiny
+
+ROLES = {"ATTN_V": 0.125, "OUTPUT": 0.031, "FFN_DOWN": 0.029, "FFN_UP": 0.025, "FFN_GATE": 0.015}
+ROLES |= {"ATTN_OUTPUT": 0.011, "ATTN_K": 0.011, "ATTN_Q": 0.01, "TOKEN_EMBD": 0.004}
+FOUND = Sensitivity("tiny", "text", ROLES, {0: 1.2, 1: 1.0, 2: 0.8}, 4.5, 0.003)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("model") / "tiny-F32.gguf")
+
+
+@pytest.fixture
+def sensitivity(tmp_path: Path) -> Path:
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps(FOUND.as_json()))
+    return path
+
+
+def choices_of(model: Path) -> list[TypeChoice]:
+    file = read_gguf(model)
+    facts = facts_of(file.metadata, file.tensors)
+    choices = choose_types(facts, list(file.tensors.values()), stock(parse_file_type("Q4_K_S")), MixOptions())
+    return [choice for choice in choices if not choice.kept]
+
+
+def test_every_budget_is_kept_and_more_bytes_never_cost_more(model: Path) -> None:
+    choices = choices_of(model)
+    options = options_of(choices, FOUND)
+    smallest = sum(min(option.n_bytes for option in row) for row in options.values())
+    largest = sum(max(option.n_bytes for option in row) for row in options.values())
+    before = float("inf")
+    for step in range(12):
+        budget = smallest + (largest - smallest) * step // 11
+        found = allocate(choices, FOUND, budget)
+        assert found.n_bytes <= budget and found.predicted_kld <= before
+        assert budget - found.n_bytes < 80_000  # less than the cheapest upgrade of a matrix
+        before = found.predicted_kld
+    assert set(allocate(choices, FOUND, largest).types.values()) == {parse_file_type("Q8_0").qtype}
+    with pytest.raises(PlanError, match="the smallest types"):
+        allocate(choices, FOUND, smallest - 1)
+
+
+def test_no_single_exchange_of_two_tensors_types_does_better(model: Path) -> None:
+    choices = choices_of(model)
+    options = options_of(choices, FOUND)
+    budget = sum(choice.n_bytes for choice in choices)
+    chosen = allocate(choices, FOUND, budget)
+    now = {name: next(o for o in row if o.qtype == chosen.types[name]) for name, row in options.items()}
+    spare = budget - chosen.n_bytes
+    gains = [
+        (a.cost + b.cost) - (x.cost + y.cost)
+        for one, a in now.items()
+        for other, b in now.items()
+        if one < other
+        for x in options[one]
+        for y in options[other]
+        if x.n_bytes + y.n_bytes <= a.n_bytes + b.n_bytes + spare
+    ]
+    assert max(gains) < 0.02 * chosen.predicted_kld
+    v = {now[name].n_bytes / next(c for c in choices if c.name == name).n_bytes for name in now if "attn_v" in name}
+    assert min(v) > 1.1
+
+
+def test_a_file_of_the_size_and_the_words_that_reproduce_it(model: Path, sensitivity: Path, tmp_path: Path) -> None:
+    out = f"{tmp_path}/"
+    asked = ("quantize", model, "--target-bpw", "5.6", "--sensitivity", sensitivity, "-o", out, "--json", "-q")
+    done = moe_gguf(*asked)
+    assert done.status == 0, done.stderr
+    report = json.loads(done.stdout)["outputs"][0]
+    path, budget = Path(report["path"]), report["budget"]
+    assert re.fullmatch(r".*-Q\d_K(_[SML])?_X\.gguf", path.name)
+    assert budget["bytes"] * 0.97 < path.stat().st_size <= budget["bytes"] and budget["predicted_kld"] > 0.003
+    words = tmp_path / "types.txt"
+    words.write_text("\n".join(f"{row['pattern']}={row['type']}" for row in budget["mix"]))
+    again = moe_gguf(
+        "quantize", model, "--type", "Q4_K_S", "--tensor-type-file", words, "-o", tmp_path / "b.gguf", "-q"
+    )
+    assert again.status == 0, again.stderr
+    made, copy = read_gguf(path).tensors, read_gguf(tmp_path / "b.gguf").tensors
+    assert {name: t.qtype for name, t in made.items()} == {name: t.qtype for name, t in copy.items()}
+
+
+def test_what_cannot_be_is_refused(model: Path, sensitivity: Path, tmp_path: Path) -> None:
+    tight = moe_gguf("quantize", model, "--target-size", "100K", "--sensitivity", sensitivity, "--dry-run")
+    assert tight.status == 1 and "smallest types" in tight.stderr
+    for options in (["--target-bpw", "5"], ["--sensitivity", str(sensitivity)], []):
+        assert moe_gguf("quantize", model, *options, "--dry-run").status == 2
+    broken = tmp_path / "broken.json"
+    for text in ("", "[]", '{"format": "moe-gguf sensitivity", "version": 1, "roles": {"X": 1}}'):
+        broken.write_text(text)
+        with pytest.raises(PlanError, match="no file of sensitivities"):
+            read_sensitivity(broken)
