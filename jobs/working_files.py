@@ -53,11 +53,10 @@ def write_gguf(checkpoint: Checkpoint, path: Path, outtype: str, listener: Liste
 
 def cache_folder() -> Path:
     """Return moe-gguf's cache: MOE_GGUF_CACHE, else where the system keeps caches."""
-    if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen)
-    if os.name == "nt":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "moe-gguf"
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "moe-gguf"
+    from platformdirs import user_cache_path
+
+    chosen = os.environ.get(CACHE_VARIABLE)
+    return Path(chosen) if chosen else user_cache_path("moe-gguf", appauthor=False)
 
 
 def roomy_cache(n_bytes: int) -> Path:

@@ -5,7 +5,6 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -16,32 +15,8 @@ from ..formats.gguf_file import GgufFile, tensor_bytes
 from ..writer.plan import Plan
 from .kv_cache import cache_rows, whole
 from .template_language import is_go_template
+from .tensor_roles import Part, part_of
 
-
-class Role(StrEnum):
-    """What a tensor is for."""
-
-    EXPERTS = "experts"
-    SHARED_EXPERTS = "shared experts"
-    ROUTER = "router"
-    ATTENTION = "attention"
-    FEED_FORWARD = "feed-forward"
-    EMBEDDINGS = "embeddings"
-    NORMS = "norms"
-    OTHER = "other"
-
-
-# The first pattern that fits a GGUF tensor's name gives its role (names: gguf.constants.TENSOR_NAMES).
-ROLES: tuple[tuple[re.Pattern[str], Role], ...] = (
-    (re.compile(r"norm(\.|$|_\d)"), Role.NORMS),
-    (re.compile(r"^blk\.\d+\.(ffn_gate_inp|ffn_gate_inp_shexp|exp_probs_b|ffn_exp_probs)\b"), Role.ROUTER),
-    (re.compile(r"^blk\.\d+\.ffn_\w+_(shexp|chexp)\b"), Role.SHARED_EXPERTS),
-    (re.compile(r"^blk\.\d+\.ffn_\w+_exps\b"), Role.EXPERTS),
-    (re.compile(r"^blk\.\d+\.ffn_(gate|up|down)\.\d+\."), Role.EXPERTS),
-    (re.compile(r"^blk\.\d+\.ffn_"), Role.FEED_FORWARD),
-    (re.compile(r"^blk\.\d+\.attn_"), Role.ATTENTION),
-    (re.compile(r"^(token_embd|output|position_embd|token_types)\b"), Role.EMBEDDINGS),
-)
 LONE_EXPERT = re.compile(r"^blk\.\d+\.ffn_(?:gate|up|down)\.(\d+)\.weight$")
 
 # A text that only this kind of template contains, most specific first.
@@ -67,7 +42,7 @@ class TensorFacts:
     shape: tuple[int, ...]
     qtype: GGMLQuantizationType
     n_bytes: int
-    role: Role
+    role: Part
 
     @property
     def n_weights(self) -> int:
@@ -151,7 +126,7 @@ class Summary:
     @cached_property
     def n_expert_params(self) -> int:
         """Parameters of all routed experts together."""
-        return sum(tensor.n_weights for tensor in self.tensors if tensor.role is Role.EXPERTS)
+        return sum(tensor.n_weights for tensor in self.tensors if tensor.role is Part.EXPERTS)
 
     @property
     def n_active_params(self) -> int:
@@ -183,10 +158,10 @@ class Summary:
         """Whether each expert is a tensor of its own, as in files from before April 2024 that nothing loads."""
         return any(LONE_EXPERT.match(tensor.name) for tensor in self.tensors)
 
-    def by_role(self) -> dict[Role, Share]:
-        """Return the parts by role, in the order of `Role`; empty ones are left out."""
+    def by_role(self) -> dict[Part, Share]:
+        """Return the parts by role, in the order of `Part`; empty ones are left out."""
         shares = _shares(self.tensors, lambda tensor: tensor.role)
-        return {role: shares[role] for role in Role if role in shares}
+        return {role: shares[role] for role in Part if role in shares}
 
     def by_type(self) -> dict[str, Share]:
         """Return the parts by tensor type, the largest first."""
@@ -217,7 +192,7 @@ class Summary:
 def summarize_gguf(file: GgufFile) -> Summary:
     """Return the facts of a GGUF file."""
     tensors = tuple(
-        TensorFacts(tensor.name, tensor.shape, tensor.qtype, tensor.n_bytes, role_of(tensor.name))
+        TensorFacts(tensor.name, tensor.shape, tensor.qtype, tensor.n_bytes, part_of(tensor.name))
         for tensor in file.tensors.values()
     )
     return Summary(_with_lone_experts(file.metadata, tensors), tensors)
@@ -229,13 +204,8 @@ def summarize_plan(plan: Plan) -> Summary:
     for tensor in plan.tensors:
         qtype = GGMLQuantizationType[tensor.source_type]
         n_bytes = tensor_bytes(tensor.shape, qtype)
-        tensors.append(TensorFacts(tensor.name, tensor.shape, qtype, n_bytes, role_of(tensor.name)))
+        tensors.append(TensorFacts(tensor.name, tensor.shape, qtype, n_bytes, part_of(tensor.name)))
     return Summary({key: field.value for key, field in plan.fields.items()}, tuple(tensors))
-
-
-def role_of(gguf_name: str) -> Role:
-    """Tell a tensor's role from its GGUF name."""
-    return next((role for pattern, role in ROLES if pattern.search(gguf_name)), Role.OTHER)
 
 
 def _with_lone_experts(metadata: Mapping[str, Any], tensors: Iterable[TensorFacts]) -> Mapping[str, Any]:

@@ -1,10 +1,11 @@
-"""What a tensor does in a model, told from its GGUF name: its role, its layer, and whether it is quantized at all.
+"""What a tensor does in a model, told from its GGUF name: its part, its role, its layer, and whether it is quantized.
 
-The categories and exceptions are those of llama.cpp's quantizer (src/llama-quant.cpp).
+Parts are for people (experts, attention, ...). Roles and exceptions are those of llama.cpp's quantizer
+(src/llama-quant.cpp), which goes by pieces of names: to it a router is a kind of gate.
 """
 
 import re
-from enum import Enum
+from enum import Enum, StrEnum
 
 from ..formats.errors import PlanError
 from .tensor_types import Shaped
@@ -24,6 +25,31 @@ class Role(Enum):
     FFN_DOWN = "feed-forward down"
     OTHER = "other"
 
+
+class Part(StrEnum):
+    """The parts of a model that people tell apart: what a tensor is for."""
+
+    EXPERTS = "experts"
+    SHARED_EXPERTS = "shared experts"
+    ROUTER = "router"
+    ATTENTION = "attention"
+    FEED_FORWARD = "feed-forward"
+    EMBEDDINGS = "embeddings"
+    NORMS = "norms"
+    OTHER = "other"
+
+
+# The first pattern that fits a GGUF tensor's name gives its part (names: gguf.constants.TENSOR_NAMES).
+PARTS: tuple[tuple[re.Pattern[str], Part], ...] = (
+    (re.compile(r"norm(\.|$|_\d)"), Part.NORMS),
+    (re.compile(r"^blk\.\d+\.(ffn_gate_inp|ffn_gate_inp_shexp|exp_probs_b|ffn_exp_probs)\b"), Part.ROUTER),
+    (re.compile(r"^blk\.\d+\.ffn_\w+_(shexp|chexp)\b"), Part.SHARED_EXPERTS),
+    (re.compile(r"^blk\.\d+\.ffn_\w+_exps\b"), Part.EXPERTS),
+    (re.compile(r"^blk\.\d+\.ffn_(gate|up|down)\.\d+\."), Part.EXPERTS),
+    (re.compile(r"^blk\.\d+\.ffn_"), Part.FEED_FORWARD),
+    (re.compile(r"^blk\.\d+\.attn_"), Part.ATTENTION),
+    (re.compile(r"^(token_embd|output|position_embd|token_types)\b"), Part.EMBEDDINGS),
+)
 
 _EXACT_NAMES = {
     "output.weight": Role.OUTPUT,
@@ -77,6 +103,11 @@ _KEPT_IN_GLM5_NEXT = (
     "attn_k_b.weight",
     "attn_v_b.weight",
 )
+
+
+def part_of(name: str) -> Part:
+    """Tell which part of a model a tensor belongs to from its GGUF name."""
+    return next((part for pattern, part in PARTS if pattern.search(name)), Part.OTHER)
 
 
 def role_of(name: str) -> Role:

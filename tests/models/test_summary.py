@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from moe_gguf.formats.gguf_file import read_gguf
 from moe_gguf.formats.llamacpp import listening, llama
-from moe_gguf.models.summary import Role, Summary, TensorFacts, role_of, summarize_gguf
+from moe_gguf.models.summary import Summary, TensorFacts, summarize_gguf
+from moe_gguf.models.tensor_roles import Part, part_of
 
 from ..checkpoints import Tiny, write_checkpoint
 from ..command import moe_gguf
@@ -36,14 +37,14 @@ def test_roles_and_types_add_up(tmp_path: Path) -> None:
     summary = summary_of(tmp_path, SMALL)
     roles = summary.by_role()
     assert {role: share.n_tensors for role, share in roles.items()} == {
-        Role.EXPERTS: 6,
-        Role.ROUTER: 2,
-        Role.ATTENTION: 8,
-        Role.EMBEDDINGS: 2,
-        Role.NORMS: 5,
+        Part.EXPERTS: 6,
+        Part.ROUTER: 2,
+        Part.ATTENTION: 8,
+        Part.EMBEDDINGS: 2,
+        Part.NORMS: 5,
     }
-    assert roles[Role.EXPERTS].n_weights == 2 * 3 * 3 * 64 * 96 == summary.n_expert_params
-    assert roles[Role.ROUTER].n_bytes == 2 * 4 * 3 * 64
+    assert roles[Part.EXPERTS].n_weights == 2 * 3 * 3 * 64 * 96 == summary.n_expert_params
+    assert roles[Part.ROUTER].n_bytes == 2 * 4 * 3 * 64
     for shares in (roles, summary.by_type()):
         assert sum(share.n_bytes for share in shares.values()) == summary.n_bytes
         assert sum(share.n_weights for share in shares.values()) == summary.n_params
@@ -95,20 +96,20 @@ def test_experts_of_their_own_are_counted(tmp_path: Path) -> None:
 
 def test_every_tensor_of_our_architectures_has_a_role() -> None:
     names = {
-        Role.ROUTER: ("FFN_GATE_INP", "FFN_GATE_INP_SHEXP", "FFN_EXP_PROBS_B"),
-        Role.EXPERTS: ("FFN_GATE_EXP", "FFN_UP_EXP", "FFN_DOWN_EXP", "FFN_GATE_UP_EXP"),
-        Role.SHARED_EXPERTS: ("FFN_GATE_SHEXP", "FFN_UP_SHEXP", "FFN_DOWN_SHEXP"),
-        Role.FEED_FORWARD: ("FFN_GATE", "FFN_UP", "FFN_DOWN"),
-        Role.ATTENTION: ("ATTN_Q", "ATTN_K", "ATTN_V", "ATTN_OUT", "ATTN_QKV"),
-        Role.NORMS: ("ATTN_NORM", "FFN_NORM", "ATTN_Q_NORM", "ATTN_K_NORM", "OUTPUT_NORM", "ATTN_POST_NORM"),
-        Role.EMBEDDINGS: ("TOKEN_EMBD", "OUTPUT"),
-        Role.OTHER: ("ROPE_FREQS", "SSM_IN"),
+        Part.ROUTER: ("FFN_GATE_INP", "FFN_GATE_INP_SHEXP", "FFN_EXP_PROBS_B"),
+        Part.EXPERTS: ("FFN_GATE_EXP", "FFN_UP_EXP", "FFN_DOWN_EXP", "FFN_GATE_UP_EXP"),
+        Part.SHARED_EXPERTS: ("FFN_GATE_SHEXP", "FFN_UP_SHEXP", "FFN_DOWN_SHEXP"),
+        Part.FEED_FORWARD: ("FFN_GATE", "FFN_UP", "FFN_DOWN"),
+        Part.ATTENTION: ("ATTN_Q", "ATTN_K", "ATTN_V", "ATTN_OUT", "ATTN_QKV"),
+        Part.NORMS: ("ATTN_NORM", "FFN_NORM", "ATTN_Q_NORM", "ATTN_K_NORM", "OUTPUT_NORM", "ATTN_POST_NORM"),
+        Part.EMBEDDINGS: ("TOKEN_EMBD", "OUTPUT"),
+        Part.OTHER: ("ROPE_FREQS", "SSM_IN"),
     }
     for role, members in names.items():
         for member in members:
             name = TENSOR_NAMES[MODEL_TENSOR[member]].format(bid=11)
-            assert role_of(f"{name}.weight") is role, name
-            assert role_of(f"{name}.bias") is role, name
+            assert part_of(f"{name}.weight") is role, name
+            assert part_of(f"{name}.bias") is role, name
 
 
 TEMPLATES = {
@@ -136,7 +137,7 @@ ODD_VALUES = st.one_of(
     names=st.lists(st.text(max_size=12) | st.sampled_from([entry.name for entry in entries(SMALL)]), max_size=4),
 )
 def test_no_header_makes_it_fail(metadata: dict[str, Any], names: list[str]) -> None:
-    tensors = tuple(TensorFacts(name, (32,), GGMLQuantizationType.Q8_0, 34, role_of(name)) for name in names)
+    tensors = tuple(TensorFacts(name, (32,), GGMLQuantizationType.Q8_0, 34, part_of(name)) for name in names)
     summary = Summary(metadata, tensors)
     assert 0 <= summary.n_active_params <= summary.n_params == 32 * len(names)
     assert summary.n_dense_params <= summary.n_params
