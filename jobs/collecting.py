@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from gguf.constants import Keys
 
-from ..formats.errors import ImatrixError, Interrupted, PlanError
+from ..formats.errors import ImatrixError, Interrupted
 from .listener import Listener
 from .loading import DEFAULT_LOAD, LoadRequest, opened_model
 from .scoring import measuring
@@ -107,10 +107,11 @@ class Collecting:
 
     def _prepare(self, model: "Model", options: "LoadOptions") -> None:
         """Tokenize, and find out in a few tokens which matrices take which input."""
+        from ..measure.calibration_text import shipped_text
         from ..measure.chunks import cut_chunks, digest
         from ..measure.importance import wanted
 
-        texts = self.texts if self.texts is not None else shipped_texts(model)
+        texts = self.texts if self.texts is not None else (shipped_text(model),)
         self.datasets = [text.name for text in texts]
         self.chunks = cut_chunks(model, texts, self.request.n_ctx)
         self.least = len(self.chunks) if self.request.n_chunk is None else min(self.request.n_chunk, len(self.chunks))
@@ -312,8 +313,3 @@ def free_memory() -> int:
     import psutil
 
     return 1 << (int(psutil.virtual_memory().available) // 2).bit_length() - 1
-
-
-def shipped_texts(model: "Model") -> "tuple[CalibrationText, ...]":
-    """Return the text that ships."""
-    raise PlanError("give a text by -f")

@@ -19,7 +19,7 @@ from ..runner.tiny_gguf import N_EXPERT, N_FF, N_LAYER
 
 TEXT = "the cat and the hat in a land that had a thin can. " * 40
 N_CTX = 128
-LIKE_CAPTURED = LoadRequest(flash_attn="off", repack=False)
+LIKE_CAPTURED = LoadRequest(flash_attn="off", repack=False, n_threads=1)
 
 
 @pytest.fixture(scope="module")
