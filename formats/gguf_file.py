@@ -23,6 +23,7 @@ from gguf.constants import (
 )
 
 from .errors import GgufError
+from .file_kinds import part_of, what_it_is
 from .gguf_fields import Cursor, Field, plain
 from .gguf_types import UnknownTypeError, tensor_type
 
@@ -125,6 +126,8 @@ def read_shard(path: Path) -> GgufFile:
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
+            if file.read(4) != MAGIC:
+                raise GgufError(f"{path}: {what_it_is(path)}")
             if size < 24:
                 raise GgufError(f"{path}: not a GGUF file ({size} bytes)")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -136,13 +139,15 @@ def read_shard(path: Path) -> GgufFile:
 
 
 def _parse(cursor: Cursor, size: int, path: Path) -> GgufFile:
-    if cursor.number("<I") != GGUF_MAGIC:
-        raise GgufError(f"{path}: not a GGUF file (it does not start with GGUF)")
+    cursor.take(len(MAGIC))
     version = cursor.number("<I")
     if version not in (2, GGUF_VERSION):
         if version and not version & 0xFFFF:
             raise GgufError(f"{path}: a big-endian file; llama.cpp's gguf_convert_endian.py makes it little-endian")
-        raise GgufError(f"{path}: GGUF version {version}; only 2 and {GGUF_VERSION} can be read; convert it again")
+        when = "the first one, of August 2023, which nothing reads any more; " if version == 1 else ""
+        raise GgufError(
+            f"{path}: GGUF version {version}; {when}only 2 and {GGUF_VERSION} can be read; convert it again"
+        )
     n_tensors, n_fields = cursor.number("<Q"), cursor.number("<Q")
     if n_tensors * 24 > cursor.size or n_fields * 12 > cursor.size:
         raise cursor.fail(f"{n_tensors} tensors and {n_fields} fields do not fit into the file")
@@ -206,7 +211,7 @@ def _place(
         if start + offset + n_bytes > size:
             raise GgufError(
                 f"{path}: truncated: tensor {name!r} ends at byte {start + offset + n_bytes}, "
-                f"the file at {size}; download or convert it again"
+                f"the file at {size}; {part_of(path) or 'download or convert it again'}"
             )
         tensors[name] = GgufTensor(name, shape, qtype, start + offset, n_bytes, path)
     ordered = sorted(tensors.values(), key=lambda tensor: tensor.offset)

@@ -81,9 +81,11 @@ class Report:
 def prepare(request: Request, listener: Listener = SILENT) -> Prepared:
     """Read the header and list the devices. Raises GgufError, CatalogueError and EngineError."""
     from ..formats.gguf_file import read_gguf
+    from ..models.gguf_kind import demand_model
     from ..runner.placing.memory import read_facts
 
     file = read_gguf(resolve_gguf(request.model, request.catalogue))
+    demand_model(file)
     facts = read_facts(file)
     devices = available_devices(request.load, listener, hypothetical=True)
     return Prepared(file, facts, tuple(devices), wished_options(request.load, facts, devices))

@@ -61,18 +61,22 @@ def inspect_model(
 def report_gguf(path: Path, n_ctx: int) -> dict[str, Any]:
     """Return the report on a GGUF file."""
     from ..formats.gguf_file import read_gguf
+    from ..models.gguf_kind import FOR, GgufKind, kind_of_gguf
     from ..models.pre_tokenizers import pre_tokenizer_warning
     from ..models.summary import summarize_gguf
 
     file = read_gguf(path)
     summary = summarize_gguf(file)
     notes = []
+    kind = kind_of_gguf(file)
+    if kind is not GgufKind.MODEL:
+        notes.append(f"this file is {kind}, not a model that can be run; {FOR[kind]}.")
     if summary.lone_experts:
         notes.append(
             "each expert is a tensor of its own, as before April 2024; llama.cpp loads no such file any more, "
             "and quantizations of that time were of a worse mixture. Convert the original checkpoint again."
         )
-    if warning := pre_tokenizer_warning(file.metadata):
+    if kind is GgufKind.MODEL and (warning := pre_tokenizer_warning(file.metadata)):
         notes.append(f"{warning}.")
     layout = "one tensor per expert" if summary.lone_experts else "stacked"
     return report_summary(summary, "GGUF", path, file.shards, n_ctx, layout, notes)

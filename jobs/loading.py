@@ -129,6 +129,7 @@ def _load(
     path: Path, request: LoadRequest, listener: Listener, on_eval: object = None
 ) -> "tuple[tuple[Model, Engine], LoadOptions]":
     from ..formats.gguf_file import read_gguf
+    from ..models.gguf_kind import demand_model
     from ..models.pre_tokenizers import missing_pre_tokenizer
     from ..runner.engine import Engine
     from ..runner.model import Model
@@ -136,6 +137,7 @@ def _load(
     from ..runner.placing.memory import read_facts
 
     file = read_gguf(path)
+    demand_model(file)
     if warning := missing_pre_tokenizer(file.metadata):
         listener.warn(warning)
     facts = read_facts(file)
@@ -167,9 +169,11 @@ def load_options(path: Path, request: LoadRequest, listener: Listener = SILENT) 
     Raises GgufError for a broken file and EngineError for wishes that make no sense or a model that does not fit.
     """
     from ..formats.gguf_file import read_gguf
+    from ..models.gguf_kind import demand_model
     from ..runner.placing.memory import read_facts
 
     file = read_gguf(path)
+    demand_model(file)
     return choose_options(file, read_facts(file), request, listener)
 
 

@@ -4,41 +4,22 @@ A path wins over a name; no argument means the catalogue's default. `catalogue` 
 """
 
 import os
-import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from ..formats.errors import CatalogueError, CheckpointError, GgufError, MoeGgufError
+from ..formats.file_kinds import NO_GGUF, part_of, what_it_is
 from ..models.catalogue import Catalogue, CatalogueModel, nearest_first, read_catalogue
+from .gguf_choice import best_gguf, others_in
 
 CATALOGUE_FILE = "models.toml"
 CATALOGUE_VARIABLE = "MOE_GGUF_CATALOGUE"
 RECIPE_SUFFIXES = (".yml", ".yaml")
 
-# Which of a model's files to run when only its name is given: the usual compromise, then what is near it.
-TO_RUN = (
-    *(
-        "Q4_K_M",
-        "Q5_K_M",
-        "Q4_K_S",
-        "Q5_K_S",
-        "Q6_K",
-        "IQ4_NL",
-        "IQ4_XS",
-        "Q8_0",
-        "Q5_1",
-        "Q5_0",
-        "Q4_1",
-        "Q4_0",
-    ),
-    *("Q3_K_L", "Q3_K_M", "IQ3_M", "Q3_K_S", "IQ3_S", "IQ3_XS", "IQ3_XXS", "Q2_K", "Q2_K_S"),
-    *("BF16", "F16", "F32"),
-)
-# Which of them other types may be made from: nothing was lost in these.
+# Which of a model's files other types may be made from: nothing was lost in these.
 TO_QUANTIZE = ("F32", "BF16", "F16")
-GGUF_NAME = re.compile(r"(?P<stem>.+?)[-.](?P<type>[A-Za-z0-9_]+)(?:-(?P<shard>\d{5})-of-\d{5})?\.gguf")
 
 
 class SourceKind(StrEnum):
@@ -121,7 +102,7 @@ def resolve_source(argument: str | Path | None, catalogue: Path | None, prefer_g
         path = Path(argument)
         return ModelSource(kind_of_path(path), path.stem, path.parent, str(path), path=path)
     entry = catalogue_model(_name(argument), catalogue)
-    converted = best_gguf(entry.output, TO_QUANTIZE, only=True) if prefer_gguf else None
+    converted = best_gguf(entry.output, TO_QUANTIZE) if prefer_gguf else None
     if converted and converted.stat().st_mtime >= last_change(entry):
         return ModelSource(SourceKind.GGUF, entry.name, entry.folder, entry.where, path=converted, entry=entry)
     if entry.path:
@@ -155,13 +136,16 @@ def kind_of_path(path: Path) -> SourceKind:
         raise GgufError(f"{path}: neither a file nor a folder, so it is no model")
     with open(path, "rb") as file:
         magic = file.read(4)
+    if part := part_of(path):
+        raise GgufError(f"{path}: {part}")
     if magic == b"GGUF" or path.suffix.lower() == ".gguf":
         return SourceKind.GGUF
     if path.suffix.lower() in RECIPE_SUFFIXES:
         return SourceKind.RECIPE
-    raise GgufError(
-        f"{path}: not a model; give a checkpoint folder, a .gguf file, a recipe (.yml), or a catalogue name"
-    )
+    what = what_it_is(path)
+    if what == NO_GGUF:
+        what = "not a model; give a checkpoint folder, a .gguf file, a recipe (.yml), or a catalogue name"
+    raise GgufError(f"{path}: {what}")
 
 
 def what_lacks(folder: Path) -> str | None:
@@ -185,9 +169,11 @@ def resolve_gguf(argument: str | Path | None, catalogue: Path | None) -> Path:
     if argument is not None and os.path.exists(argument):
         path = Path(argument)
         if path.is_dir():
-            found = best_gguf(path, TO_RUN)
+            found = best_gguf(path)
             if found:
                 return found
+            if others := others_in(path):
+                raise GgufError(f"{path}: no model in this folder: {others}")
             if lacks := what_lacks(path):
                 raise GgufError(f"{path}: no GGUF file in this folder, and {lacks}")
             raise GgufError(
@@ -206,26 +192,9 @@ def resolve_gguf(argument: str | Path | None, catalogue: Path | None) -> Path:
 
 def gguf_of(entry: CatalogueModel) -> Path | None:
     """Return the best GGUF file of a catalogue model to run, or None while there is none."""
-    found = best_gguf(entry.output, TO_RUN)
+    found = best_gguf(entry.output)
     is_gguf = entry.path and entry.path.is_file() and kind_of_path(entry.path) is SourceKind.GGUF
     return found or (entry.path if is_gguf else None)
-
-
-def best_gguf(folder: Path, order: tuple[str, ...], only: bool = False) -> Path | None:
-    """Return the GGUF file of a folder whose type comes first in `order`, the newest of several such.
-
-    Types are read from the names (NAME-TYPE.gguf); other types come last, or not at all with `only`. Of a
-    split file the first shard is returned.
-    """
-    found: list[tuple[int, float, Path]] = []
-    for path in sorted(folder.glob("*.gguf")):
-        name = GGUF_NAME.fullmatch(path.name)
-        qtype = name["type"].upper() if name else ""
-        if (name and name["shard"] not in (None, "00001")) or (only and qtype not in order):
-            continue
-        rank = order.index(qtype) if qtype in order else len(order)
-        found.append((rank, -path.stat().st_mtime, path))
-    return min(found)[2] if found else None
 
 
 def not_here(source: ModelSource) -> MoeGgufError:

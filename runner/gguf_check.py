@@ -13,6 +13,7 @@ from gguf.constants import GGMLQuantizationType, Keys
 
 from ..formats.errors import GgufError
 from ..formats.gguf_file import GgufFile, read_gguf
+from ..models.gguf_kind import demand_model
 from ..models.graphs import PLAIN
 
 # LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS in src/llama-hparams.h
@@ -29,6 +30,7 @@ def check_gguf(path: Path) -> GgufFile:
     Raises GgufError with the first problem, naming the file.
     """
     file = read_gguf(path)
+    demand_model(file)
     if file.metadata.get(Keys.Tokenizer.MODEL) == "bert":
         raise GgufError(f"{path}: its tokenizer is that of an encoder (bert), which makes embeddings and no text")
     problem = next(problems(file), None)

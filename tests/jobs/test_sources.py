@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from moe_gguf.formats.errors import CatalogueError, CheckpointError, GgufError
 from moe_gguf.jobs import sources
-from moe_gguf.jobs.sources import ModelSource, SourceKind, best_gguf, find_catalogue
+from moe_gguf.jobs.gguf_choice import best_gguf
+from moe_gguf.jobs.sources import ModelSource, SourceKind, find_catalogue
 
 from ..checkpoints import Tiny, write_checkpoint
 
@@ -157,7 +158,7 @@ def test_the_newest_and_the_first_shard(tmp_path: Path) -> None:
     empty_ggufs(tmp_path, "new-Q4_K_M.gguf")
     os.utime(tmp_path / shards[0], (1, 1))
     assert best_gguf(tmp_path, ("Q4_K_M",)) == tmp_path / "new-Q4_K_M.gguf"
-    assert best_gguf(tmp_path, ("Q8_0",), only=True) is None
+    assert best_gguf(tmp_path, ("Q8_0",)) is None
     assert best_gguf(tmp_path / "none", ("Q8_0",)) is None
 
 
