@@ -8,12 +8,12 @@ import click
 
 from ..formats.words import count
 from .terminal import level
+from .visible import visible_answer
 from .word_wrap import WordWrap
 
 if TYPE_CHECKING:
     from ..runner.generation import Piece, Speed
 
-INVISIBLE = {code: None for code in (*range(0x20), 0x7F, *range(0x80, 0xA0)) if chr(code) not in "\n\t"}
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 
@@ -21,7 +21,7 @@ class AnswerPrinter:
     """Prints an answer's pieces as they come, and ends what was printed with a line break.
 
     What is said goes to stdout, thoughts to stderr. On a terminal words are kept whole with `wrap`, thoughts are dim,
-    and characters that could steer it are left out.
+    and characters that could steer it are shown instead.
     """
 
     def __init__(self, wrap: bool = False) -> None:
@@ -57,7 +57,7 @@ class _Column:
 
     def show(self, text: str) -> None:
         """Print what is certain of a text."""
-        text = text.translate(INVISIBLE) if self._on_terminal else text
+        text = visible_answer(text) if self._on_terminal else text
         self._print(self._wrap.push(text) if self._wrap else text)
 
     def end(self) -> None:

@@ -8,7 +8,7 @@ import click
 from .loading import BUDGET_OPTIONS, MACHINE_OPTIONS, PLACING_OPTIONS, load_request, with_options
 from .models import MODEL, catalogue_path
 from .numbers import FiniteRange
-from .terminal import TERMINAL, emit_json, verbosity
+from .terminal import TERMINAL, echo, emit_json, verbosity
 
 if TYPE_CHECKING:
     from ..jobs.calibrate import Report
@@ -69,16 +69,16 @@ def show(report: "Report") -> None:
     from ..jobs.calibrate import mean
 
     before, after = report.before, report.after
-    click.echo("held-out loss (nats a token)")
+    echo("held-out loss (nats a token)")
     for name in before:
-        click.echo(f"  {name:<16} {before[name]:.3f} -> {after[name]:.3f}")
-    click.echo(f"  {'mean':<16} {mean(before):.3f} -> {mean(after):.3f}")
+        echo(f"  {name:<16} {before[name]:.3f} -> {after[name]:.3f}")
+    echo(f"  {'mean':<16} {mean(before):.3f} -> {mean(after):.3f}")
     last = report.rounds[-1]
-    click.echo("share of each text's tokens per expert")
+    echo("share of each text's tokens per expert")
     for name, loads in last.load.items():
-        click.echo(f"  {name:<16} " + " ".join(f"{share:6.1%}" for share in loads))
-    click.echo(f"sharpness {report.sharpness} (factor of the routers' scores; the table below is before it)")
-    click.echo("layer  accuracy  entropy")
+        echo(f"  {name:<16} " + " ".join(f"{share:6.1%}" for share in loads))
+    echo(f"sharpness {report.sharpness} (factor of the routers' scores; the table below is before it)")
+    echo("layer  accuracy  entropy")
     for layer, (accuracy, entropy) in enumerate(zip(last.accuracy, last.entropy, strict=True)):
-        click.echo(f"{layer:5}  {accuracy:8.1%}  {entropy:7.3f}")
-    click.echo(f"gates saved to {report.output}")
+        echo(f"{layer:5}  {accuracy:8.1%}  {entropy:7.3f}")
+    echo(f"gates saved to {report.output}")

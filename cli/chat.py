@@ -15,6 +15,7 @@ from .models import MODEL, catalogue_path
 from .sampling_options import build_sampling, sampling_options, unescape
 from .template_options import build_template, template_options
 from .terminal import TERMINAL, say, verbosity
+from .visible import visible
 
 FILE = click.Path(exists=True, dir_okay=False)
 
@@ -106,7 +107,7 @@ def attempt(act: Any, line: str) -> None:
     try:
         act(line)
     except MoeGgufError as error:
-        click.echo(f"moe-gguf: {' '.join(str(error).split())}", err=True)
+        click.echo(visible(f"moe-gguf: {' '.join(str(error).split())}"), err=True)
 
 
 def given(text: str | None, path: str | None, flag: str, file_flag: str) -> str | None:

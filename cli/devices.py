@@ -4,7 +4,7 @@ import click
 
 from .loading import split_list
 from .tables import table
-from .terminal import TERMINAL, emit_json, format_bytes, verbosity
+from .terminal import TERMINAL, echo, emit_json, format_bytes, verbosity
 
 
 @click.command()
@@ -25,7 +25,7 @@ def command(rpc: str | None, as_json: bool) -> None:
     rows = [
         (d.name, d.kind, format_bytes(d.free_bytes), format_bytes(d.total_bytes), d.description) for d in report.devices
     ]
-    click.echo(table(("device", "kind", "free", "total", "description"), rows, right=(2, 3)))
-    click.echo(f"\nllama.cpp is built with {', '.join(report.build.backends)}: {report.build.system_info}")
+    echo(table(("device", "kind", "free", "total", "description"), rows, right=(2, 3)))
+    echo(f"\nllama.cpp is built with {', '.join(report.build.backends)}: {report.build.system_info}")
     for line in report.build.rebuild:
-        click.echo(f"\nnot used: {line}")
+        echo(f"\nnot used: {line}")

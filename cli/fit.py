@@ -9,7 +9,7 @@ from .llama_words import LlamaCommand
 from .loading import CONTEXT_OPTIONS, load_request, with_options
 from .models import MODEL, catalogue_path
 from .tables import table
-from .terminal import TERMINAL, emit_json, format_bytes, verbosity
+from .terminal import TERMINAL, echo, emit_json, format_bytes, verbosity
 
 if TYPE_CHECKING:
     from ..jobs.fit import Report, Variant
@@ -43,17 +43,17 @@ def show(report: "Report") -> None:
     """Print the plan, the largest context and the other quantizations."""
     placement, facts = report.placement, report.placement.facts
     for note in placement.notes:
-        click.echo(f"note: {note}\n")
-    click.echo(
+        echo(f"note: {note}\n")
+    echo(
         f"{facts.name}: {format_bytes(sum(facts.tensors.values()))}, {facts.n_layer} layers; a context of "
         f"{placement.n_ctx} tokens (largest that fits: {report.largest_n_ctx}, trained: {facts.n_ctx_train})\n"
     )
-    click.echo(device_table(report))
+    echo(device_table(report))
     rows = [(group.what, group.device, format_bytes(group.n_bytes), group.reason) for group in report.groups]
-    click.echo("\n" + table(("what", "device", "size", "why"), rows, right=(2,)))
+    echo("\n" + table(("what", "device", "size", "why"), rows, right=(2,)))
     offloads = any(device.offloads for device in placement.devices)
-    click.echo("\n" + "\n".join(variant_line(variant, facts.n_layer, offloads) for variant in report.variants))
-    click.echo("\nllama.cpp's flags for this: " + shlex.join(report.flags))
+    echo("\n" + "\n".join(variant_line(variant, facts.n_layer, offloads) for variant in report.variants))
+    echo("\nllama.cpp's flags for this: " + shlex.join(report.flags))
 
 
 def device_table(report: "Report") -> str:

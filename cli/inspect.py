@@ -4,7 +4,7 @@ import click
 
 from .inspect_text import render, render_tensors
 from .models import MODEL, catalogue_path
-from .terminal import emit_json, level, verbosity
+from .terminal import echo, emit_json, level, verbosity
 
 DEFAULT_CTX = 4096
 
@@ -34,6 +34,6 @@ def command(model: str | None, tensors: bool, ctx_size: int, as_json: bool) -> N
     if as_json:
         emit_json(report)
         return
-    click.echo(render(report, every_type=level() > 0))
+    echo(render(report, every_type=level() > 0))
     if tensors:
-        click.echo(render_tensors(report["tensors"]))
+        echo(render_tensors(report["tensors"]))

@@ -8,7 +8,7 @@ import click
 from ..formats.words import count
 from .mergekit_options import mergekit_notes, mergekit_options
 from .models import MODEL, catalogue_path
-from .terminal import TERMINAL, emit_json, say, verbosity
+from .terminal import TERMINAL, echo, emit_json, say, verbosity
 from .writing import gate_options, gate_request
 
 if TYPE_CHECKING:
@@ -78,4 +78,4 @@ def show(report: "Report", as_json: bool) -> None:
         emit_json(report.as_json())
         return
     tensors = count(report.n_tensors, "tensor")
-    click.echo(f"{report.output}: {tensors}, {report.n_bytes:,} bytes ({report.layout} layout)")
+    echo(f"{report.output}: {tensors}, {report.n_bytes:,} bytes ({report.layout} layout)")

@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import click
-
 from ..formats.words import count
-from .terminal import format_bytes
+from .terminal import echo, format_bytes
 
 if TYPE_CHECKING:
     from ..formats.gguf_layout import TensorEntry
@@ -24,9 +22,9 @@ def types_line(entries: "Sequence[TensorEntry]") -> str:
 def print_output(report: "OutputReport", seconds: float | None = None) -> None:
     """Print one output on stdout: where it is, how large, and what it is made of."""
     took = f", {seconds:.1f} s" if seconds is not None else ""
-    click.echo(f"{report.path}: {format_bytes(report.n_bytes)}, {report.bits_per_weight:.2f} bits per weight{took}")
+    echo(f"{report.path}: {format_bytes(report.n_bytes)}, {report.bits_per_weight:.2f} bits per weight{took}")
     entries = report.output.entries
-    click.echo(f"  {count(len(entries), 'tensor')}: {types_line(entries)}")
+    echo(f"  {count(len(entries), 'tensor')}: {types_line(entries)}")
 
 
 def print_tensors(entries: "Sequence[TensorEntry]") -> None:
@@ -34,4 +32,4 @@ def print_tensors(entries: "Sequence[TensorEntry]") -> None:
     width = max(len(entry.name) for entry in entries)
     for entry in entries:
         shape = " x ".join(str(n) for n in entry.shape)
-        click.echo(f"  {entry.name:<{width}}  {shape:>24}  {entry.qtype.name:>6}  {entry.n_bytes:>15,}")
+        echo(f"  {entry.name:<{width}}  {shape:>24}  {entry.qtype.name:>6}  {entry.n_bytes:>15,}")

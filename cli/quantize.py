@@ -9,7 +9,7 @@ import click
 from ..formats.words import count
 from .models import MODEL, catalogue_path
 from .output_text import print_output, print_tensors
-from .terminal import TERMINAL, detail, emit_json, say, verbosity
+from .terminal import TERMINAL, detail, echo, emit_json, say, verbosity
 from .writing import gate_request, writing_options
 
 if TYPE_CHECKING:
@@ -189,12 +189,12 @@ def show(report: "Report", dry_run: bool) -> None:
             names = fallback.names
             are, their = ("is", "its") if len(names) == 1 else ("are", "their")
             blocks = f"{their} rows cannot be cut into {fallback.wanted.name}'s blocks"
-            click.echo(f"  {count(len(names), 'tensor')} {are} {fallback.used.name}: {blocks}")
+            echo(f"  {count(len(names), 'tensor')} {are} {fallback.used.name}: {blocks}")
             detail("    " + ", ".join(names))
         if one.rounding and one.rounding.kind == "calibrated":
             print_rounding(one.rounding)
         for role, error in (one.errors or {}).items():
-            click.echo(f"  relative error of {role}: {error:.4f}")
+            echo(f"  relative error of {role}: {error:.4f}")
         if dry_run:
             print_tensors(one.output.output.entries)
     if report.seconds is not None:

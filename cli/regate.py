@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from .models import MODEL, catalogue_path
-from .terminal import TERMINAL, emit_json, verbosity
+from .terminal import TERMINAL, echo, emit_json, verbosity
 
 
 @click.command()
@@ -26,4 +26,4 @@ def command(model: str, gates: Path, output: Path, force: bool, as_json: bool) -
     if as_json:
         emit_json(report.as_json())
     else:
-        click.echo(f"{report.outputs[0]}: {report.n_routers} routers of {report.n_expert} experts swapped")
+        echo(f"{report.outputs[0]}: {report.n_routers} routers of {report.n_expert} experts swapped")

@@ -15,6 +15,7 @@ from ..formats.errors import Interrupted, MoeGgufError
 from ..jobs.sources import CATALOGUE_VARIABLE
 from .models import CATALOGUE
 from .process import ended_status
+from .visible import visible
 
 # What a shell reports of a program that SIGPIPE ended: 128 and the number of the signal.
 SIGPIPE_STATUS = 141
@@ -167,7 +168,7 @@ def run(arguments: list[str] | None = None) -> None:
 def tell(message: str) -> None:
     """Print the last words; a terminal that was closed hears none."""
     with suppress(OSError):
-        click.echo(f"moe-gguf: {message}", err=True)
+        click.echo(visible(f"moe-gguf: {message}"), err=True)
 
 
 def describe(error: BaseException) -> str:

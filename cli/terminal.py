@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from ..formats.errors import by_repository
+from .visible import visible, visible_json
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -42,23 +43,28 @@ def level() -> int:
 def say(message: str) -> None:
     """Print a message for the person at the terminal, unless -q."""
     if level() >= 0:
-        click.echo(message, err=True)
+        click.echo(visible(message), err=True)
 
 
 def detail(message: str) -> None:
     """Print a message that only -v asks for."""
     if level() > 0:
-        click.echo(message, err=True)
+        click.echo(visible(message), err=True)
 
 
 def warn(message: str) -> None:
     """Print a warning; -q does not silence it."""
-    click.echo(f"warning: {by_repository(' '.join(message.split()))}", err=True)
+    click.echo(visible(f"warning: {by_repository(' '.join(message.split()))}"), err=True)
 
 
 def emit_json(report: Any) -> None:
     """Print a report as JSON on stdout."""
-    click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+    click.echo(visible_json(json.dumps(report, indent=2, ensure_ascii=False)))
+
+
+def echo(report: str) -> None:
+    """Print a part of a report on stdout; names in it come from files."""
+    click.echo(visible(report))
 
 
 class Terminal:
@@ -101,7 +107,7 @@ def progress(total: int, description: str, unit: str = "B", delay: float = 0, le
 
     return tqdm(
         total=total,
-        desc=description,
+        desc=visible(description),
         unit=unit,
         unit_scale=unit == "B",
         unit_divisor=1000,

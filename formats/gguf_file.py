@@ -144,9 +144,9 @@ def _parse(cursor: Cursor, size: int, path: Path) -> GgufFile:
     if version not in (2, GGUF_VERSION):
         if version and not version & 0xFFFF:
             raise GgufError(f"{path}: a big-endian file; llama.cpp's gguf_convert_endian.py makes it little-endian")
-        when = "the first one, of August 2023, which nothing reads any more; " if version == 1 else ""
+        first = " (the first, of August 2023)" if version == 1 else ""
         raise GgufError(
-            f"{path}: GGUF version {version}; {when}only 2 and {GGUF_VERSION} can be read; convert it again"
+            f"{path}: GGUF version {version}{first}; only 2 and {GGUF_VERSION} can be read; convert it again"
         )
     n_tensors, n_fields = cursor.number("<Q"), cursor.number("<Q")
     if n_tensors * 24 > cursor.size or n_fields * 12 > cursor.size:

@@ -153,7 +153,7 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
     "ggml": (b"lmgg" + bytes(90), "a ggml file, the format before GGUF"),
     "ggjt": (b"tjgg\x03\0\0\0" + bytes(90), "a ggjt file, the format before GGUF"),
     "big-endian": (b"GGUF\0\0\0\x03" + bytes(90), "a big-endian file"),
-    "version 1": (b"GGUF\x01\0\0\0" + bytes(90), "GGUF version 1; the first one, of August 2023"),
+    "version 1": (b"GGUF\x01\0\0\0" + bytes(90), "GGUF version 1 (the first, of August 2023)"),
     "zip": (b"PK\x03\x04" + bytes(90), "a zip archive, perhaps a PyTorch checkpoint"),
     "safetensors": (b"\x10" + bytes(7) + b'{"a":{}}' + bytes(90), "a safetensors file; give the checkpoint's folder"),
     "zeros": (bytes(5000), "a download that was not finished"),
