@@ -7,7 +7,7 @@ import click
 
 from .loading import BUDGET_OPTIONS, MACHINE_OPTIONS, PLACING_OPTIONS, READING_OPTIONS, load_request, with_options
 from .models import MODEL, catalogue_path
-from .terminal import TERMINAL, emit_json, verbosity
+from .terminal import TERMINAL, echo, emit_json, verbosity
 
 if TYPE_CHECKING:
     from ..jobs.compare import Report
@@ -74,4 +74,4 @@ def show(report: "Report") -> None:
     """Print the report."""
     from .compare_text import lines
 
-    click.echo("\n\n".join(lines(report)))
+    echo("\n\n".join(lines(report)))
