@@ -1,24 +1,23 @@
 """The README.md of a merged checkpoint: a recipe comes in, a model card with its metadata goes out."""
 
-from typing import Any
-
 from ..formats.checkpoint import Checkpoint
 from .recipe import Expert, Recipe
 
 
 def merge_card(recipe: Recipe, merged: Checkpoint) -> str:
     """Return the model card of a merge: what it is made of, and the recipe itself."""
-    import yaml
+    from huggingface_hub import ModelCardData
 
-    metadata: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "moe", "mergekit"]}
-    if repos := [parent.repo for parent in merged.parents if parent.repo]:
-        metadata["base_model"] = repos
-    if merged.license:
-        metadata["license"] = merged.license
+    metadata = ModelCardData(
+        library_name="transformers",
+        tags=["merge", "moe", "mergekit"],
+        base_model=[parent.repo for parent in merged.parents if parent.repo] or None,
+        license=merged.license,
+    )
     experts = "\n".join(_line(expert) for expert in recipe.experts)
     shared = "".join(f"\nShared by every token:\n\n{_line(expert)}\n" for expert in recipe.shared_experts)
     return f"""---
-{yaml.safe_dump(metadata, sort_keys=False).strip()}
+{metadata.to_yaml()}
 ---
 # {recipe.name}
 

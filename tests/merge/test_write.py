@@ -1,12 +1,15 @@
 """Merged checkpoints on disk: whole, sharded, readable by others, and never in the way of what is there."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from moe_gguf.formats.checkpoint import open_checkpoint
+from huggingface_hub import ModelCard
+from moe_gguf.formats.checkpoint import Parent, open_checkpoint
 from moe_gguf.formats.errors import Interrupted, OutputError
+from moe_gguf.merge.card import merge_card
 from moe_gguf.merge.open import open_recipe
 from moe_gguf.merge.recipe import Recipe, read_recipe
 from moe_gguf.merge.write import write_merge
@@ -42,6 +45,19 @@ def test_what_is_written_is_what_was_opened(tmp_path: Path, layout: str) -> None
     assert (tmp_path / "out" / "mergekit_moe_config.yml").read_text() == recipe.source
     assert "Attention, norms and embeddings" in (tmp_path / "out" / "README.md").read_text()
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_the_hub_reads_the_card(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path)
+    merged = replace(open_recipe(recipe), license="apache-2.0", parents=(Parent("base", repo="us/base"),))
+    card = ModelCard(merge_card(recipe, merged))
+    assert (card.data.license, card.data.base_model, card.data.library_name) == (
+        "apache-2.0",
+        ["us/base"],
+        "transformers",
+    )
+    assert "moe" in (card.data.tags or []) and f"# {recipe.name}" in card.text
+    assert "base_model" not in ModelCard(merge_card(recipe, replace(merged, parents=()))).data.to_dict()
 
 
 def test_other_libraries_read_it(tmp_path: Path) -> None:
