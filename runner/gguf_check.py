@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gguf.constants import GGMLQuantizationType, Keys
+from gguf.constants import GGMLQuantizationType, Keys, TokenType
 
 from ..formats.errors import GgufError
 from ..formats.gguf_file import GgufFile, read_gguf
@@ -132,12 +132,31 @@ def vocabulary(file: GgufFile) -> Iterator[str]:
     known = set(spelled)
     if len(known) != len(spelled):
         yield f"the token {first_repeated(spelled)!r} is in the vocabulary twice"
-    if kind == "llama":
-        missing = [
-            byte for byte in range(256) if not (f"<0x{byte:02X}>" in known or (byte < 128 and chr(byte) in known))
-        ]
-        if missing:
-            yield f"its tokenizer has no token for {len(missing)} bytes, such as 0x{missing[0]:02X}"
+
+
+def unspelled_bytes(file: GgufFile) -> frozenset[int]:
+    """Return the bytes that a SentencePiece vocabulary has no token for; empty for other tokenizers.
+
+    Such a file loads, and runs on texts that need none of them (byte_to_token in src/llama-vocab.cpp).
+    """
+    tokens = file.metadata.get(Keys.Tokenizer.LIST)
+    if file.metadata.get(Keys.Tokenizer.MODEL) != "llama" or not isinstance(tokens, list):
+        return frozenset()
+    known = set(tokens)
+    return frozenset(
+        byte for byte in range(256) if not (f"<0x{byte:02X}>" in known or (byte < 128 and chr(byte) in known))
+    )
+
+
+def unspelled_characters(file: GgufFile, missing: frozenset[int], text: str) -> list[str]:
+    """Return the characters of a text that a vocabulary without these bytes cannot spell, in order."""
+    tokens, kinds = file.metadata[Keys.Tokenizer.LIST], file.metadata.get(Keys.Tokenizer.TOKEN_TYPE) or []
+    for token, kind in zip(tokens, kinds, strict=False):
+        if token and kind in (TokenType.CONTROL, TokenType.USER_DEFINED):
+            text = text.replace(token, "")
+    known = set(tokens)
+    characters = dict.fromkeys(text.replace(" ", "▁"))
+    return [one for one in characters if one not in known and missing & set(one.encode("utf-8", "replace"))]
 
 
 def whole_number(file: GgufFile, key: str, least: int, most: int, default: Any = None) -> Iterator[str]:

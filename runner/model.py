@@ -11,7 +11,7 @@ import numpy as np
 from ..formats.errors import EngineError
 from ..formats.gguf_file import GgufFile
 from ..formats.llamacpp import listening, llama
-from .gguf_check import check_gguf
+from .gguf_check import check_gguf, unspelled_bytes, unspelled_characters
 from .interrupt import held_interrupts
 from .load_options import LoadOptions
 from .load_parameters import model_parameters
@@ -52,6 +52,7 @@ class Model:
         self.vocab = api.llama_model_get_vocab(self.pointer)
         self.n_vocab = int(api.llama_vocab_n_tokens(self.vocab))
         self.n_ctx_train = int(api.llama_model_n_ctx_train(self.pointer))
+        self.unspelled = unspelled_bytes(self.file)
         self.has_vocabulary = api.llama_vocab_type(self.vocab) != api.LLAMA_VOCAB_TYPE_NONE
         self.can_rewind = not (api.llama_model_is_recurrent(self.pointer) or api.llama_model_is_hybrid(self.pointer))
         self.pieces: dict[int, bytes] = {}
@@ -112,6 +113,9 @@ def tokenize(model: Model, text: str, add_special: bool = True, parse_special: b
     """
     if not model.has_vocabulary:
         raise EngineError(f"{model.path}: it has no tokenizer, so it can take no text; convert it with its tokenizer")
+    if model.unspelled and (strange := unspelled_characters(model.file, model.unspelled, text)):
+        listed = ", ".join(map(ascii, strange[:8]))
+        raise EngineError(f"{model.path}: its vocabulary has no tokens for bytes, so it cannot spell {listed}")
     data = text.encode("utf-8", "replace")
     room = len(data) + 16
     while True:

@@ -94,12 +94,6 @@ def repeated_tokens(fields: Fields, _: Tensors) -> None:
     fields["tokenizer.ggml.tokens"][-1] = fields["tokenizer.ggml.tokens"][-2]
 
 
-def no_byte_tokens(fields: Fields, _: Tensors) -> None:
-    """Take the tokens of bytes away."""
-    tokens = fields["tokenizer.ggml.tokens"]
-    tokens[5:261] = [f"word{number}" for number in range(256)]
-
-
 # Each of these ends the process when llama.cpp loads, or first uses, the file.
 FATAL: dict[str, tuple[Change, str]] = {
     "no layers": (field("llama.block_count", 0), "llama.block_count is 0, not in 1 to 512"),
@@ -132,7 +126,6 @@ FATAL: dict[str, tuple[Change, str]] = {
     ),
     "encoder's tokenizer": (field("tokenizer.ggml.model", "bert"), "that of an encoder"),
     "repeated tokens": (repeated_tokens, "the token '▁a' is in the vocabulary twice"),
-    "no byte tokens": (no_byte_tokens, "no token for 230 bytes, such as 0x00"),
 }
 
 # llama.cpp reports these itself, or they are found by the reader of the header.

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-from moe_gguf.formats.errors import GgufError
+from moe_gguf.formats.errors import EngineError, GgufError
 from moe_gguf.formats.gguf_file import read_gguf
 from moe_gguf.formats.gguf_types import REMOVED, tensor_type
 from moe_gguf.formats.llamacpp import ggml, llama
@@ -41,12 +41,19 @@ def no_vocabulary(fields: Fields, _: Tensors) -> None:
     fields["tokenizer.ggml.tokens"] = ["a", "a"]
 
 
+def no_byte_tokens(fields: Fields, _: Tensors) -> None:
+    """Take the tokens of bytes away."""
+    tokens = fields["tokenizer.ggml.tokens"]
+    tokens[5:261] = [f"word{number}" for number in range(256)]
+
+
 TAKEN: dict[str, Change] = {
     "empty tokens": empty_tokens,
     "longer lists": longer_lists,
     "no vocabulary": no_vocabulary,
     "heads per layer": field("llama.attention.head_count", [4, 4]),
     "key of another program": field("lmstudio.some.key", ["x", "y"]),
+    "no byte tokens": no_byte_tokens,
     "name without characters": field("general.name", ""),
 }
 
@@ -56,6 +63,16 @@ def test_oddities_are_loaded_and_run(change: Change, tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "odd.gguf", change)
     with Model(path, ONE_THREAD) as model, Engine(model, ONE_THREAD) as engine:
         assert np.isfinite(engine.decode_all(0, [1, 2, 3])).all()
+
+
+def test_a_vocabulary_without_bytes_takes_what_it_can_spell(tmp_path: Path) -> None:
+    whole, path = write_tiny(tmp_path / "whole.gguf"), write_tiny(tmp_path / "bytes.gguf", no_byte_tokens)
+    with Model(whole, ONE_THREAD) as other, Model(path, ONE_THREAD) as model:
+        for text in ("the cat in a hat", "<|im_start|>the<|im_end|>", " a  an"):
+            assert tokenize(model, text) == tokenize(other, text)
+        for text, said in (("the cät", r"cannot spell '\\xe4'"), ("a\nb!", r"cannot spell '\\n', '!'")):
+            with pytest.raises(EngineError, match=said):
+                tokenize(model, text)
 
 
 def test_types_that_only_the_engine_knows(tmp_path: Path) -> None:
