@@ -1,7 +1,7 @@
 """The dense models of a recipe: references come in, opened checkpoints and adapters go out."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,11 +81,6 @@ def locate(name: str, revision: str | None, recipe: Recipe, fetch: Fetch) -> tup
         return fetch(name, revision), name
     shown = name if name.isprintable() else repr(name)
     raise RecipeError(f"{recipe.name}: {shown}: no such folder, and not a hub id (owner/name)")
-
-
-def base_of(recipe: Recipe, models: Mapping[ModelReference, DenseModel]) -> DenseModel:
-    """Return the base among a recipe's opened models."""
-    return models[recipe.base_model]
 
 
 def _fetch_from_hub(repo: str, revision: str | None) -> Path:
