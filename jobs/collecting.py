@@ -117,7 +117,9 @@ class Collecting:
         self.least = len(self.chunks) if self.request.n_chunk is None else min(self.request.n_chunk, len(self.chunks))
         if not self.request.coverage:
             self.chunks = self.chunks[: self.least]
-        self.digest = f"{digest(self.chunks)} {self.file.path.stat().st_size} {self.request.process_output}"
+        state = self.file.path.stat()
+        same = (state.st_size, state.st_mtime_ns, self.request.process_output, options.n_batch)
+        self.digest = " ".join(map(str, (digest(self.chunks), *same)))
         self.wants = wanted(self.request.process_output)
         self.wants_moments = lambda name: self.wants(name) or name in ("output.weight", "token_embd.weight")
         self.shared, self.sources = survey(
