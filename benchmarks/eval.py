@@ -13,7 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from moe_gguf.jobs import eval as job
@@ -103,7 +105,7 @@ def ours(model: Path, folder: Path, threads: int) -> tuple[float, list[list[floa
     spent = 0.0
     plain = EngineModel._loglikelihood_tokens
 
-    def timed(self: EngineModel, requests: list[tuple[object, list[int], list[int]]]) -> list[tuple[float, bool]]:
+    def timed(self: EngineModel, requests: Sequence[tuple[Any, list[int], list[int]]]) -> list[tuple[float, bool]]:
         nonlocal spent
         start = time.perf_counter()
         try:
