@@ -261,7 +261,7 @@ def texts_in(path: Path) -> list[str]:
     return texts
 
 
-@pytest.mark.parametrize("page", ["docs/convert.md", "docs/quantize.md"])
+@pytest.mark.parametrize("page", ["docs/convert.md", "docs/quantize.md", "docs/troubleshooting.md"])
 def test_refusals_are_quoted_as_they_are(page: str) -> None:
     table = text_of(ROOT / page).partition("## When it refuses")[2].partition("\n## ")[0]
     quoted = re.findall(
