@@ -10,7 +10,7 @@ from .models import MODEL, catalogue_path
 from .terminal import TERMINAL, echo, emit_json, verbosity
 
 if TYPE_CHECKING:
-    from ..jobs.compare import Report
+    from ..jobs.compare_report import Report
 
 NEW = click.Path(dir_okay=False, path_type=Path)
 THERE = click.Path(exists=True, dir_okay=False, path_type=Path)

@@ -7,7 +7,7 @@ from .tables import table
 from .terminal import format_bytes
 
 if TYPE_CHECKING:
-    from ..jobs.compare import Report, VariantReport
+    from ..jobs.compare_report import Report, VariantReport
     from ..measure.answers import Answer, Divergent
     from ..measure.divergence import Divergence
 

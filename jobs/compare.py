@@ -10,18 +10,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..formats.errors import EngineError, OutputError
 from ..formats.gguf_file import GgufFile, read_gguf, same_file
 from ..measure.agreement import Agreement, Routing, load_choices, routes, save_choices
-from ..measure.answers import Answer, Divergent, first_difference, greedy_answers
+from ..measure.answers import first_difference, greedy_answers
 from ..measure.divergence import Divergence, perplexity_of
 from ..measure.logits_file import COMPACT, STOCK, Layout, LogitsWriter, StoredLogits, model_digest
 from ..measure.size_plot import Point, check_plot, draw
 from ..measure.windows import Windows, cut_windows, read_strict_text, scored_logits, windows_of
+from .compare_report import BaseReport, Report, VariantReport
 from .listener import SILENT, Listener
 from .loading import DEFAULT_LOAD, LoadRequest, opened_engine
 from .scoring import going_on, measuring
@@ -67,73 +68,6 @@ class Prepared:
     base: GgufFile
     variants: tuple[GgufFile, ...]
     texts: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class BaseReport:
-    """The base: its perplexity, the divergence from its own stored predictions (None where it was not read)."""
-
-    path: Path
-    ppl: float
-    noise_floor: float | None
-    tokens_per_second: float | None
-    answers: tuple[Answer, ...] = ()
-
-
-@dataclass(frozen=True)
-class VariantReport:
-    """A variant: divergence in all and by text, agreement of routing (None for dense models), size, tokens a second."""
-
-    path: Path
-    n_bytes: int
-    bits_per_weight: float
-    divergence: Divergence
-    texts: dict[str, Divergence]
-    routing: Agreement | None
-    prompt_per_second: float
-    generated_per_second: float | None
-    answers: tuple[Divergent, ...] = ()
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the stable JSON of one variant (docs/measure.md)."""
-        routing = self.routing and {"agreement": self.routing.value, "layers": self.routing.layers}
-        speed = {"prompt_per_second": round(self.prompt_per_second, 2)}
-        if self.generated_per_second is not None:
-            speed["generated_per_second"] = round(self.generated_per_second, 2)
-        report = {
-            "path": str(self.path),
-            "bytes": self.n_bytes,
-            "bpw": round(self.bits_per_weight, 4),
-            **self.divergence.as_json(),
-            "routing": routing,
-            "texts": {name: one.as_json() for name, one in self.texts.items()},
-            "speed": speed,
-        }
-        return report | ({"answers": [one.as_json() for one in self.answers]} if self.answers else {})
-
-
-@dataclass(frozen=True)
-class Report:
-    """All of it."""
-
-    base: BaseReport
-    variants: tuple[VariantReport, ...]
-    n_chunk: int
-    n_token: int
-
-    def as_json(self) -> dict[str, Any]:
-        """Return what `compare --json` prints (docs/measure.md)."""
-        base: dict[str, Any] = {"path": str(self.base.path), "ppl": self.base.ppl}
-        if self.base.answers:
-            base["answers"] = [one.as_json() for one in self.base.answers]
-        floor = self.base.noise_floor
-        return {
-            "base": base,
-            "noise_floor": {"kld_mean": floor} if floor is not None else None,
-            "variants": [variant.as_json() for variant in self.variants],
-            "n_chunks": self.n_chunk,
-            "n_tokens": self.n_token,
-        }
 
 
 @dataclass
