@@ -2,12 +2,9 @@
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-from gguf.constants import GGMLQuantizationType
 
 from ..formats.errors import PlanError
 from ..formats.gguf_file import read_gguf, same_file
@@ -29,7 +26,10 @@ from .listener import SILENT, Listener
 from .opening import DEFAULT_GATES, GateRequest, check_gates, need_llama
 from .outputs import OutputReport, Place
 from .planning import Planned, finished_check, plan_of, stoppable
+from .quantize_report import Fallback, Report, RoundingReport, VariantReport, rounding_report
 from .sources import SourceKind, resolve_source
+
+__all__ = ["Fallback", "Prepared", "Report", "Request", "RoundingReport", "VariantReport", "prepare", "run"]
 
 
 @dataclass(frozen=True)
@@ -63,88 +63,6 @@ class Request:
     allow_nonfinite: bool = False
     force: bool = False
     n_threads: int | None = None
-
-
-@dataclass(frozen=True)
-class Fallback:
-    """Tensors whose rows cannot be cut into the blocks of the type that was wanted for them."""
-
-    wanted: GGMLQuantizationType
-    used: GGMLQuantizationType
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class RoundingReport:
-    """How weights were rounded: tensors with error feedback, those that kept plain rounding for the most part.
-
-    `error` is the squared error of outputs on held-out inputs against that of plain rounding, the mean over tensors;
-    None without such inputs.
-    """
-
-    kind: str
-    n_tensors: int = 0
-    fallen_back: tuple[str, ...] = ()
-    error: float | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the stable JSON."""
-        report: dict[str, Any] = {"kind": self.kind, "tensors": self.n_tensors, "fallen_back": list(self.fallen_back)}
-        return report if self.error is None else {**report, "error": round(self.error, 4)}
-
-
-@dataclass(frozen=True)
-class VariantReport:
-    """One output: what fell back, and after a run whose kernels were replaced and the errors that were measured."""
-
-    output: OutputReport
-    variant: Variant
-    encoders_replaced: tuple[str, ...] | None = None
-    errors: Mapping[str, float] | None = None
-    rounding: "RoundingReport | None" = None
-    budget: BudgetReport | None = None
-
-    @property
-    def fallbacks(self) -> list[Fallback]:
-        """The tensors that fell back, grouped by the types."""
-        grouped: dict[tuple[GGMLQuantizationType, GGMLQuantizationType], list[str]] = {}
-        for choice in self.variant.choices:
-            if choice.fell_back:
-                grouped.setdefault((choice.wanted, choice.qtype), []).append(choice.name)
-        return [Fallback(wanted, used, tuple(names)) for (wanted, used), names in grouped.items()]
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the stable JSON of one output."""
-        report = self.output.as_json()
-        report["fallbacks"] = [
-            {"name": choice.name, "wanted": choice.wanted.name, "type": choice.qtype.name}
-            for choice in self.variant.choices
-            if choice.fell_back
-        ]
-        if self.encoders_replaced is not None:
-            report["encoders_replaced"] = list(self.encoders_replaced)
-        if self.budget is not None:
-            report["budget"] = self.budget.as_json()
-        if self.rounding is not None:
-            report["rounding"] = self.rounding.as_json()
-        if self.errors is not None:
-            report["errors"] = dict(self.errors)
-        return report
-
-
-@dataclass(frozen=True)
-class Report:
-    """A report for each output, in the order of the mixes; `seconds` is None while nothing was written."""
-
-    outputs: tuple[VariantReport, ...]
-    seconds: float | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return what `quantize --json` prints (docs/quantize.md)."""
-        outputs = [output.as_json() for output in self.outputs]
-        if self.seconds is None:
-            return {"outputs": outputs, "dry_run": True}
-        return {"outputs": outputs, "seconds": round(self.seconds, 3)}
 
 
 @dataclass(frozen=True)
@@ -186,7 +104,7 @@ class Prepared:
         matrix = self.imatrix
         return lambda tensor: matrix.for_tensor(names[tensor.name], tensor.shape)
 
-    def report(self, encoder: Encoder | None = None, seconds: float | None = None) -> Report:
+    def report(self, encoder: Encoder | None = None, seconds: float | None = None, resumed: bool = False) -> Report:
         """Return what is known of the outputs, and what the encoder noticed when they were written."""
         reports = []
         for variant, output in zip(self.variants, self.outputs, strict=True):
@@ -196,25 +114,9 @@ class Prepared:
             described = OutputReport(output, variant.mix.name)
             told = None if replaced is None else tuple(replaced)
             bought = self.budget if variant is self.variants[-1] else None
-            reports.append(VariantReport(described, variant, told, errors, rounding_report(encoder, variant), bought))
+            rounding = rounding_report(encoder, variant, resumed)
+            reports.append(VariantReport(described, variant, told, errors, rounding, bought))
         return Report(tuple(reports), seconds)
-
-
-def rounding_report(encoder: Encoder | None, variant: Variant) -> RoundingReport | None:
-    """Return what feedback did to the tensors of a variant; None before anything is written."""
-    if encoder is None:
-        return None
-    if encoder.calibration is None:
-        return RoundingReport("plain")
-    known = {choice.name: encoder.outcomes.get((choice.name, choice.qtype)) for choice in variant.choices}
-    outcomes = {name: outcome for name, outcome in known.items() if outcome is not None}
-    ratios = [outcome.chosen / outcome.plain for outcome in outcomes.values() if outcome.plain > 0]
-    fallen_back = tuple(
-        choice.name
-        for choice in variant.choices
-        if choice.converts and not choice.kept and (choice.name not in outcomes or outcomes[choice.name].fell_back)
-    )
-    return RoundingReport("calibrated", len(outcomes), fallen_back, sum(ratios) / len(ratios) if ratios else None)
 
 
 def prepare(request: Request, listener: Listener = SILENT) -> Prepared:
@@ -294,11 +196,12 @@ def run(prepared: Prepared, listener: Listener = SILENT) -> Report:
             check=finished_check(tokenizer, request.verify, request.allow_nonfinite, listener),
             begin=lambda: listener.say(f"{prepared.name}: {count(len(plan.tensors), 'tensor')} to {targets}"),
         )
-    if any(one.resumed_at for one in written):
-        listener.say("went on where an interrupted run stopped")
+    resumed = any(one.resumed_at for one in written)
+    if resumed:
+        listener.say("resumed an interrupted run")
     for qtype in encoder.fallen_back:
         listener.warn(f"{qtype.name}: this llama.cpp computes differently from our kernel; its own encoder was used")
-    return prepared.report(encoder, time.monotonic() - started)
+    return prepared.report(encoder, time.monotonic() - started, resumed)
 
 
 def warm_up(prepared: Prepared, listener: Listener = SILENT) -> None:

@@ -1,0 +1,116 @@
+"""What quantize reports of its outputs: fallbacks, replaced encoders, errors, rounding."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gguf.constants import GGMLQuantizationType
+
+from ..quantize.encode import Encoder
+from ..quantize.variants import Variant
+from .budgeting import BudgetReport
+from .outputs import OutputReport
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """Tensors whose rows cannot be cut into the blocks of the type that was wanted for them."""
+
+    wanted: GGMLQuantizationType
+    used: GGMLQuantizationType
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RoundingReport:
+    """How weights were rounded: tensors with error feedback, those that kept plain rounding for the most part.
+
+    `error` is the squared error of outputs on held-out inputs against that of plain rounding, the mean over tensors;
+    None without such inputs.
+    """
+
+    kind: str
+    n_tensors: int = 0
+    fallen_back: tuple[str, ...] = ()
+    error: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the stable JSON."""
+        report: dict[str, Any] = {"kind": self.kind, "tensors": self.n_tensors, "fallen_back": list(self.fallen_back)}
+        return report if self.error is None else {**report, "error": round(self.error, 4)}
+
+
+@dataclass(frozen=True)
+class VariantReport:
+    """One output: what fell back, and after a run whose kernels were replaced and the errors that were measured."""
+
+    output: OutputReport
+    variant: Variant
+    encoders_replaced: tuple[str, ...] | None = None
+    errors: Mapping[str, float] | None = None
+    rounding: RoundingReport | None = None
+    budget: BudgetReport | None = None
+
+    @property
+    def fallbacks(self) -> list[Fallback]:
+        """The tensors that fell back, grouped by the types."""
+        grouped: dict[tuple[GGMLQuantizationType, GGMLQuantizationType], list[str]] = {}
+        for choice in self.variant.choices:
+            if choice.fell_back:
+                grouped.setdefault((choice.wanted, choice.qtype), []).append(choice.name)
+        return [Fallback(wanted, used, tuple(names)) for (wanted, used), names in grouped.items()]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the stable JSON of one output."""
+        report = self.output.as_json()
+        report["fallbacks"] = [
+            {"name": choice.name, "wanted": choice.wanted.name, "type": choice.qtype.name}
+            for choice in self.variant.choices
+            if choice.fell_back
+        ]
+        if self.encoders_replaced is not None:
+            report["encoders_replaced"] = list(self.encoders_replaced)
+        if self.budget is not None:
+            report["budget"] = self.budget.as_json()
+        if self.rounding is not None:
+            report["rounding"] = self.rounding.as_json()
+        if self.errors is not None:
+            report["errors"] = dict(self.errors)
+        return report
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report for each output, in the order of the mixes; `seconds` is None while nothing was written."""
+
+    outputs: tuple[VariantReport, ...]
+    seconds: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `quantize --json` prints (docs/quantize.md)."""
+        outputs = [output.as_json() for output in self.outputs]
+        if self.seconds is None:
+            return {"outputs": outputs, "dry_run": True}
+        return {"outputs": outputs, "seconds": round(self.seconds, 3)}
+
+
+def rounding_report(encoder: Encoder | None, variant: Variant, resumed: bool) -> RoundingReport | None:
+    """Return what feedback did to the tensors of a variant; None before anything is written.
+
+    Of a `resumed` run only the tensors are counted that were written in this one: of the others nothing is known.
+    """
+    if encoder is None:
+        return None
+    if encoder.calibration is None:
+        return RoundingReport("plain")
+    known = {choice.name: encoder.outcomes.get((choice.name, choice.qtype)) for choice in variant.choices}
+    outcomes = {name: outcome for name, outcome in known.items() if outcome is not None}
+    ratios = [outcome.chosen / outcome.plain for outcome in outcomes.values() if outcome.plain > 0]
+    fallen_back = tuple(
+        choice.name
+        for choice in variant.choices
+        if choice.converts
+        and not choice.kept
+        and (outcomes[choice.name].fell_back if choice.name in outcomes else not resumed)
+    )
+    return RoundingReport("calibrated", len(outcomes), fallen_back, sum(ratios) / len(ratios) if ratios else None)
