@@ -158,9 +158,10 @@ def fit_gates(
     Texts run through their own experts, or where `routers` send them.
     """
     from gguf.constants import Keys
+    from scipy.special import softmax
 
     from ..formats.gguf_file import read_gguf
-    from ..merge.calibrate import fit_routers, labels_to_targets, load_of, softmax
+    from ..merge.calibrate import fit_routers, labels_to_targets, load_of
     from ..runner.threads import best_thread_count
 
     n_layer, n_expert, _ = shape
@@ -172,7 +173,7 @@ def fit_gates(
         fit = fit_routers(inputs.layer, targets, n_layer, ridge, n_threads, bar.update)
     loads = np.mean(
         [
-            load_of(softmax(inputs.layer(layer) @ fit.routers[layer].T), inputs.texts, len(texts), n_used)
+            load_of(softmax(inputs.layer(layer) @ fit.routers[layer].T, axis=1), inputs.texts, len(texts), n_used)
             for layer in range(n_layer)
         ],
         axis=0,

@@ -107,16 +107,13 @@ def _ones(_: str, sums: np.ndarray) -> np.ndarray:
 
 def compare(logits: np.ndarray, asked: np.ndarray) -> Difference:
     """Compare logits [tokens, n_vocab] with those asked for."""
+    from scipy.special import log_softmax
+
     squares, kl = np.zeros(2), 0.0
     for ours, theirs in zip(logits, asked, strict=True):
         ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
         squares += np.square(ours - theirs).sum(), np.square(theirs).sum()
-        ours, theirs = _log_softmax(ours), _log_softmax(theirs)
+        ours, theirs = log_softmax(ours), log_softmax(theirs)
         kl += np.exp(theirs) @ (theirs - ours) / len(logits)
     same = logits.argmax(axis=1) == asked.argmax(axis=1)
     return Difference(float(np.sqrt(squares[0] / squares[1])), float(kl), float(same.mean()))
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max()
-    return shifted - np.log(np.exp(shifted).sum())

@@ -39,12 +39,13 @@ def fit_routers(
 
     Layers are shared out to threads: a router's matrices are too narrow for BLAS to gain by several.
     """
+    from scipy.special import softmax
     from threadpoolctl import threadpool_limits
 
     def fit(layer: int) -> tuple[np.ndarray, float, float]:
         x = np.asarray(inputs(layer), np.float32)
         router = fit_router(x, targets, ridge)
-        shares = softmax(x @ router.T)
+        shares = softmax(x @ router.T, axis=1)
         return router, float((shares.argmax(1) == targets.argmax(1)).mean()), entropy_of(shares)
 
     fits = []
@@ -91,13 +92,6 @@ def fit_router(x: np.ndarray, targets: np.ndarray, ridge: float = RIDGE) -> np.n
 def labels_to_targets(labels: Sequence[int] | np.ndarray, n_expert: int) -> np.ndarray:
     """Return targets that give each token wholly to the expert of its text."""
     return np.eye(n_expert, dtype=np.float32)[np.asarray(labels)]
-
-
-def softmax(scores: np.ndarray) -> np.ndarray:
-    """Return the shares that a router's scores [n_token, n_expert] give to the experts."""
-    scores = scores - scores.max(axis=1, keepdims=True)
-    shares = np.exp(scores)
-    return shares / shares.sum(axis=1, keepdims=True)
 
 
 def entropy_of(shares: np.ndarray) -> float:

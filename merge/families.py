@@ -10,11 +10,12 @@ from typing import Any
 from gguf.constants import MODEL_TENSOR
 
 from ..formats.errors import RecipeError
-from ..models.config_keys import REFUSED
 from ..models.families import FAMILIES
 from ..models.families.parts import LAYER
 from ..models.family import Count, Family, Mixture
 
+# Fields whose defaults a merge writes out, in the order in which it writes them.
+DEFAULTED = ("rms_norm_eps", "n_ctx", "n_head_kv", "head_dim", "rope_theta")
 PARTS = ("gate_proj", "up_proj", "down_proj")
 DENSE = {family.model_type: family for family in FAMILIES.values() if family.dense and not family.experts}
 
@@ -99,14 +100,15 @@ def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Its mixtures assume other things, so all of it is written.
     """
     family = DENSE.get(config.get("model_type", ""))
-    full = dict(config)
-    for key in family.keys if family else ():
+    full: dict[str, Any] = {}
+    for key in (family.key(field) for field in DEFAULTED) if family else ():
         name = key.names[0]
-        if key.field == "rope_theta" and "rope_theta" in (config.get("rope_parameters") or {}):
-            continue
+        nested = key.field == "rope_theta" and "rope_theta" in (config.get("rope_parameters") or {})
         unstated = name not in config or (config[name] is None and not key.null_derives)
-        if unstated and key.default is not REFUSED and key.default is not None:
-            full[name] = key.default
+        if key.default is not None and not nested and (unstated or key.field != "rope_theta"):
+            full[name] = key.default if unstated else config[name]
+    full |= {key: value for key, value in config.items() if key not in full}
+    full.setdefault("tie_word_embeddings", False)
     if full.get("num_key_value_heads") is None:
         full["num_key_value_heads"] = full["num_attention_heads"]
     if full.get("head_dim") is None and family and family.states_head_dim == "always":
