@@ -59,8 +59,8 @@ WORDS, SWITCHES = Several("words", str), Several("auto, on or off", switch)
 SWEPT = {
     "n_gpu_layers": (("-ngl", "--n-gpu-layers"), WORDS, "Layers on devices."),
     "threads": (("-t", "--threads"), POSITIVE, "Threads  [default: physical cores]"),
-    "batch_size": (("-b", "--batch-size"), POSITIVE, "Most tokens per call of llama.cpp  [default: 2048]"),
-    "ubatch_size": (("-ub", "--ubatch-size"), POSITIVE, "Most tokens computed at once  [default: 512]"),
+    "batch_size": (("-b", "--batch-size"), POSITIVE, "Maximum tokens per call of llama.cpp  [default: 2048]"),
+    "ubatch_size": (("-ub", "--ubatch-size"), POSITIVE, "Maximum tokens computed at once  [default: 512]"),
     "flash_attn": (("-fa", "--flash-attn"), SWITCHES, "Flash attention: auto, on, off  [default: auto]"),
     "cache_type_k": (("-ctk", "--cache-type-k"), WORDS, "Type of the K cache  [default: f16]"),
     "cache_type_v": (("-ctv", "--cache-type-v"), WORDS, "Type of the V cache  [default: f16]"),
@@ -99,7 +99,7 @@ def command(
     as_json: bool,
     **values: Any,
 ) -> None:
-    """Measure how many tokens a second MODEL reads (pp) and writes (tg).
+    """Measure how many tokens per second MODEL reads (pp) and writes (tg).
 
     Settings given several times, with commas between them, are measured in all combinations.
     """

@@ -22,14 +22,18 @@ SHARPNESS = FiniteRange(min=0, min_open=True, max=1000)
 @click.argument("texts", nargs=-1, metavar="[NAME=FILE]...")
 @click.option("--texts", "first", multiple=True, metavar="NAME=FILE...", help="The texts, one for each expert.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="GATES", help="File to write.")
-@click.option("--tokens", type=click.IntRange(64), default=2560, show_default=True, help="Tokens of each to fit to.")
-@click.option("--held-out", type=click.IntRange(2), default=2048, show_default=True, help="Tokens of each to judge.")
+@click.option(
+    "--tokens", type=click.IntRange(64), default=2560, show_default=True, help="Tokens of each text to fit to."
+)
+@click.option(
+    "--held-out", type=click.IntRange(2), default=2048, show_default=True, help="Tokens of each text to evaluate on."
+)
 @click.option(
     "--rounds",
     type=click.IntRange(1, 4),
     default=1,
     show_default=True,
-    help="Fits, each routed by the one before.",
+    help="Number of fits, each routed by the previous one.",
 )
 @click.option("-c", "--ctx-size", type=click.IntRange(16), default=512, show_default=True, help="Tokens read at once.")
 @click.option("--ridge", type=FINITE, default=1e-3, show_default=True, help="L2 penalty of the regression.")

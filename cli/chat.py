@@ -35,7 +35,7 @@ FILE = click.Path(exists=True, dir_okay=False)
     type=click.IntRange(min=-1),
     default=-1,
     show_default=True,
-    help="Most tokens of one answer; -1 is no limit.",
+    help="Maximum tokens of one answer; -1 is no limit.",
 )
 @click.option(
     "-r", "--reverse-prompt", "--stop", "stops", multiple=True, help="End an answer at this text; repeatable."

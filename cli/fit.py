@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 @click.command(cls=LlamaCommand)
 @click.argument("model", type=MODEL, required=False)
-@click.option("--vram", metavar="SIZE,...", help="Plan for devices of this size (8G, or 8G,6G for two).")
-@click.option("--ram", metavar="SIZE", help="Plan for so much memory (16G).")
+@click.option("--vram", metavar="SIZE,...", help="Plan for devices of this size, e.g. 8G, or 8G,6G for two.")
+@click.option("--ram", metavar="SIZE", help="Plan for this much memory, e.g. 16G.")
 @click.option("--rpc", metavar="HOST:PORT,...", help="Plan with the devices of these workers too.")
 @click.option("-dev", "--device", metavar="NAME,...", help="Plan with these devices only (or none).")
 @with_options(CONTEXT_OPTIONS)

@@ -20,7 +20,9 @@ FILE = click.Path(exists=True, dir_okay=False)
 @click.command(cls=LlamaCommand)
 @click.argument("model", type=MODEL, required=False)
 @click.option("-p", "--prompt", default=None, help="The text to complete; standard input when it is left out.")
-@click.option("-f", "--file", "prompt_file", type=click.Path(exists=True, dir_okay=False), help="Read the prompt here.")
+@click.option(
+    "-f", "--file", "prompt_file", type=click.Path(exists=True, dir_okay=False), help="Read the prompt from this file."
+)
 @click.option(
     "-n",
     "--n-predict",
@@ -29,7 +31,7 @@ FILE = click.Path(exists=True, dir_okay=False)
     type=click.IntRange(min=-1),
     default=-1,
     show_default=True,
-    help="Most tokens to generate; -1 goes on until the model ends or the context is full.",
+    help="Maximum tokens to generate; -1 continues until the model ends or the context is full.",
 )
 @click.option(
     "-cnv/-no-cnv",
@@ -49,7 +51,7 @@ FILE = click.Path(exists=True, dir_okay=False)
     show_default=True,
     help="Read \\n, \\t, \\x41 and so on in -p, --system and -r.",
 )
-@click.option("--logprobs", type=click.IntRange(0, 100), help="With --json: log probabilities, and of so many others.")
+@click.option("--logprobs", type=click.IntRange(0, 100), help="With --json: log probabilities, and those of N others.")
 @click.option("--json", "as_json", is_flag=True, help="Print text, tokens and speed as JSON when done.")
 @template_options
 @sampling_options
@@ -71,7 +73,7 @@ def command(
 ) -> None:
     """Complete a prompt with MODEL, a GGUF file or a name of the catalogue.
 
-    The answer goes to stdout as it comes, what it took to stderr. Ctrl-C ends it.
+    The answer is streamed to stdout, timings go to stderr. Ctrl-C ends it.
     """
     if system is not None and system_file is not None:
         raise click.UsageError("give --system or -sysf/--system-prompt-file, not both")

@@ -26,7 +26,7 @@ def command(model: str | None, tensors: bool, ctx_size: int, as_json: bool) -> N
     """Show what is in MODEL: a GGUF file, a checkpoint folder, a merge recipe or a name of the catalogue.
 
     Parameters in all and per token, bytes by role and by type, tokenizer, chat template, and the memory that
-    each quantization would need. Reads headers only. Of a split GGUF, name the first file.
+    each quantization would need. Reads headers only. For a split GGUF, name the first shard.
     """
     from ..jobs import inspect as job
 

@@ -43,8 +43,8 @@ BUDGET_OPTIONS = (
 )
 # How tokens are read, whatever the context is.
 READING_OPTIONS = (
-    click.option("-b", "--batch-size", type=POSITIVE, help="Most tokens per call of llama.cpp  [default: 2048]"),
-    click.option("-ub", "--ubatch-size", type=POSITIVE, help="Most tokens computed at once  [default: 512]"),
+    click.option("-b", "--batch-size", type=POSITIVE, help="Maximum tokens per call of llama.cpp  [default: 2048]"),
+    click.option("-ub", "--ubatch-size", type=POSITIVE, help="Maximum tokens computed at once  [default: 512]"),
     click.option(
         "-fa", "--flash-attn", type=click.Choice(["auto", "on", "off"]), help="Flash attention  [default: auto]"
     ),
@@ -53,11 +53,15 @@ READING_OPTIONS = (
     click.option("--n-expert-used", type=POSITIVE, metavar="K", help="Experts per token (1 is the Switch layer)."),
 )
 CONTEXT_OPTIONS = (
-    click.option("-c", "--ctx-size", type=click.IntRange(min=0), help="Tokens of context (0: as many as trained)."),
+    click.option(
+        "-c", "--ctx-size", type=click.IntRange(min=0), help="Context size in tokens; 0 is what it was trained with."
+    ),
     *READING_OPTIONS,
 )
 PLACING_OPTIONS = (
-    click.option("-ngl", "--n-gpu-layers", "--gpu-layers", metavar="N", help="Layers on devices, from the last one."),
+    click.option(
+        "-ngl", "--n-gpu-layers", "--gpu-layers", metavar="N", help="Number of layers on devices, from the last one."
+    ),
     click.option("-cmoe", "--cpu-moe", is_flag=True, help="Keep all experts on the CPU."),
     click.option(
         "-ncmoe", "--n-cpu-moe", type=click.IntRange(min=0), help="Keep the experts of the first N layers on the CPU."

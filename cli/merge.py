@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="Write shards of at most this size.",
 )
-@click.option("--check", is_flag=True, help="Only look for what is wrong with the recipe; write nothing.")
-@click.option("-f", "--force", is_flag=True, help="Replace a checkpoint that is there.")
+@click.option("--check", is_flag=True, help="Only check the recipe for problems; write nothing.")
+@click.option("-f", "--force", is_flag=True, help="Replace an existing checkpoint.")
 @gate_options
 @mergekit_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")

@@ -59,9 +59,9 @@ READ_ONLY = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--output-tensor-type", metavar="TYPE", help="Type of output.weight.")
 @click.option("--token-embedding-type", metavar="TYPE", help="Type of token_embd.weight.")
 @click.option("--leave-output-tensor", is_flag=True, help="Do not quantize output.weight.")
-@click.option("--pure", is_flag=True, help="One type for all tensors, no mixture.")
+@click.option("--pure", is_flag=True, help="One type for all tensors, no mix.")
 @click.option("--allow-requantize", is_flag=True, help="Quantize tensors that are quantized already.")
-@click.option("--override-kv", multiple=True, metavar="KEY=TYPE:VALUE", help="Change the metadata.")
+@click.option("--override-kv", multiple=True, metavar="KEY=TYPE:VALUE", help="Override a metadata entry.")
 @click.option("--prune-layers", metavar="L0,L1,...", help="Leave these layers out.")
 @click.option("--keep-split", is_flag=True, help="Split the output as the source is split.")
 @click.option("--verify", is_flag=True, help="Load each finished file in llama.cpp and decode once.")
@@ -69,11 +69,11 @@ READ_ONLY = click.Path(exists=True, dir_okay=False, path_type=Path)
 @writing_options
 @verbosity
 def command(source: str | None, **options: Any) -> None:
-    """Write SOURCE quantized as every --type, reading it once.
+    """Write SOURCE in every --type requested, reading it only once.
 
     SOURCE is a GGUF file (or the first shard of a split one), a checkpoint folder, a merge recipe (.yml), or a
-    name of the catalogue (models.toml); without it, the catalogue's default. An interrupted run goes on where it
-    stopped when the same command is run again.
+    name of the catalogue (models.toml); without it, the catalogue's default. Run the same command again to resume an
+    interrupted run.
     """
     from ..formats.sizes import parse_size
     from ..jobs import quantize as job

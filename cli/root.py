@@ -36,7 +36,7 @@ VERBS = {
     "cache": "List or clear what is kept between runs.",
     "fit": "Plan which parts of a model go on which device.",
     "devices": "List the devices that llama.cpp can use here.",
-    "worker": "Serve this machine's devices to another one.",
+    "worker": "Offer this machine's devices to another machine.",
     "eval": "Ask a model the tasks of lm-evaluation-harness.",
     "bench": "Measure prompt processing and generation.",
     "imatrix": "Measure which weights matter, for quantize.",

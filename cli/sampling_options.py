@@ -71,13 +71,18 @@ def sampling_options(command: Command) -> Command:
             help="Samplers in their order, as in top_k;temperature; those left out are off.",
         ),
         click.option("--grammar", default=None, help="Allow only what a GBNF grammar produces."),
-        click.option("--grammar-file", type=click.Path(exists=True, dir_okay=False), help="Read the grammar here."),
+        click.option(
+            "--grammar-file", type=click.Path(exists=True, dir_okay=False), help="Read the grammar from this file."
+        ),
         click.option("-j", "--json-schema", default=None, help='Allow only JSON of this schema; "{}" is any JSON.'),
         click.option(
-            "-jf", "--json-schema-file", type=click.Path(exists=True, dir_okay=False), help="Read the schema here."
+            "-jf",
+            "--json-schema-file",
+            type=click.Path(exists=True, dir_okay=False),
+            help="Read the schema from this file.",
         ),
         click.option(
-            "-l", "--logit-bias", multiple=True, help="TOKEN_ID+BIAS or TOKEN_ID-BIAS, as in 15043+1; repeatable."
+            "-l", "--logit-bias", multiple=True, help="TOKEN_ID+BIAS or TOKEN_ID-BIAS, e.g. 15043+1; repeatable."
         ),
         click.option("--ignore-eos", is_flag=True, help="Never end by the model's own choice."),
     ]

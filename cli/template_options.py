@@ -34,7 +34,7 @@ def template_options(command: Command) -> Command:
             "--chat-template-kwargs",
             default=None,
             metavar="JSON",
-            help="Values for the template, as in '{\"enable_thinking\": false}'.",
+            help="Values for the template, e.g. '{\"enable_thinking\": false}'.",
         ),
         click.option(
             "-rea",

@@ -16,7 +16,7 @@ DEFAULT_PORT = 50052
 @click.option("-p", "--port", type=click.IntRange(1, 65535), default=DEFAULT_PORT, show_default=True, help="The port.")
 @click.option("-t", "--threads", type=click.IntRange(min=1), help="Threads of the CPU  [default: physical cores]")
 @click.option("-d", "--device", metavar="NAME,...", help="Serve these devices  [default: the GPUs, else the CPU]")
-@click.option("--cache", type=click.Path(file_okay=False), help="Keep weights in this folder for the next time.")
+@click.option("--cache", type=click.Path(file_okay=False), help="Cache weights in this folder.")
 @verbosity
 def command(host: str, port: int, threads: int | None, device: str | None, cache: str | None) -> None:
     """Serve this machine's devices, so that another one can place parts of a model here.

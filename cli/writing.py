@@ -22,7 +22,7 @@ def gate_options(command: Command) -> Command:
             "--gates",
             type=click.Path(dir_okay=False, path_type=Path),
             metavar="FILE",
-            help="For a recipe: take the routers from this file; if it is not there, save them to it. One that was "
+            help="For a recipe: take the routers from this file; if it does not exist, save them to it. One that was "
             "computed from other prompts or models is refused.",
         ),
         click.option(
@@ -46,12 +46,12 @@ def writing_options(command: Command) -> Command:
             help="For a checkpoint: llama.cpp's name of the pre-tokenizer, if it is not recognized.",
         ),
         gate_options,
-        click.option("--allow-nonfinite", is_flag=True, help="Go on when a weight is NaN or infinite."),
+        click.option("--allow-nonfinite", is_flag=True, help="Continue when a weight is NaN or infinite."),
         click.option(
             "-f",
             "--force",
             is_flag=True,
-            help="Overwrite what is there; drop an unfinished run that does not match.",
+            help="Overwrite existing files; discard an unfinished run that does not match.",
         ),
         click.option("-t", "--threads", type=click.IntRange(1), help="Threads; by default one per core."),
         click.option("--dry-run", is_flag=True, help="Print the plan and exact sizes; write nothing."),

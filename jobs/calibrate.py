@@ -169,7 +169,7 @@ def read_texts(texts: Sequence[str], n_expert: int, model: str) -> list[tuple[st
     for index, argument in enumerate(texts):
         name, equals, path = argument.partition("=")
         if not equals or not name or not Path(path).is_file():
-            raise MoeGgufError(f"{argument!r}: write NAME=FILE with a file that is there, as python=a.txt")
+            raise MoeGgufError(f"{argument!r}: write NAME=FILE with a file that is there, e.g. python=a.txt")
         expert = int(name) if name.isdecimal() else index
         if expert >= n_expert:
             raise MoeGgufError(f"{argument}: {model} has {n_expert} experts, 0 to {n_expert - 1}")

@@ -117,5 +117,5 @@ def run(prepared: Prepared, listener: Listener = SILENT) -> Report:
             check=finished_check(planned.tokenizer, request.verify, request.allow_nonfinite, listener),
         )
     if written[0].resumed_at:
-        listener.say("went on where an interrupted run stopped")
+        listener.say("resumed an interrupted run")
     return prepared.report(time.monotonic() - started)

@@ -81,7 +81,7 @@ def parse_tensor_type_option(text: str) -> tuple[str, GGMLQuantizationType]:
     """
     pattern, equals, type_name = text.partition("=")
     if not (pattern and equals and type_name):
-        raise PlanError(f"tensor type {text!r} is not PATTERN=TYPE, such as attn_v=q8_0")
+        raise PlanError(f"tensor type {text!r} is not PATTERN=TYPE, e.g. attn_v=q8_0")
     try:
         re.compile(pattern.lower())
     except re.error as error:

@@ -114,7 +114,7 @@ def test_the_next_run_goes_on_where_the_killed_one_stopped(
     source, expected, _ = undisturbed
     target = tmp_path / "out.gguf"
     kill_in_the_middle(source, target)
-    assert "went on where an interrupted run stopped" in finish(start(source, target))
+    assert "resumed an interrupted run" in finish(start(source, target))
     assert digest(target) == expected
     assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
 
