@@ -19,6 +19,8 @@ summed, by which rounding finds out whether it helped:
 
 `__metadata__` has format, version, model (digest of `model_digest`), text (digest), source (what the user called the
 text), n_ctx, and `entries`, JSON. Where all experts share one H, n_expert is 1.
+
+Long because the layout, its strict reader and its resumable writer hold each other true.
 """
 
 import json

@@ -1,6 +1,8 @@
 """Calibration, wired: runner runs texts through a mixture with routers of any kind, merge fits routers to what it saw.
 
 The mixture is loaded once and never copied: its routers are replaced while llama.cpp computes.
+
+Long because what is read, fitted and judged are steps of one calculation.
 """
 
 import math

@@ -1,4 +1,7 @@
-"""Texts run through a model while sums and moments of what its matrices take are collected; interrupted runs go on."""
+"""Texts run through a model while sums and moments of what its matrices take are collected; interrupted runs go on.
+
+Long because one pass feeds two files that must agree on what they have seen.
+"""
 
 import time
 from collections.abc import Callable, Iterator

@@ -2,6 +2,8 @@
 
 The base is read once. Its log probabilities are stored, in llama.cpp's form or in a compact one, and each variant is
 held against them window by window.
+
+Long because the pass over the base and that over a variant must do the same, in the same order.
 """
 
 import time

@@ -1,6 +1,8 @@
 """Merge recipes: mergekit-moe's YAML or a `[models.NAME]` table of models.toml in, a frozen Recipe out.
 
 Nothing is opened here: only what the recipe says is read and checked.
+
+Long because every field of one format is read and checked here.
 """
 
 from collections.abc import Mapping, Sequence

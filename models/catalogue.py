@@ -1,6 +1,8 @@
 """models.toml, the catalogue: reads it, checks it, gives every model as data. Its schema: docs/catalogue.md.
 
 The fields of a merge recipe are handed through as they stand; only `merge.recipe` knows what they mean.
+
+Long because every key of one format is read and checked here.
 """
 
 import difflib

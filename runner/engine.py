@@ -1,6 +1,8 @@
 """Tokens of one or several sequences in, the next token of each out: a context over a loaded model and its cache.
 
 `step` decodes a list of sequences in one batch; everything that generates text stands on it.
+
+Long because one owner keeps books of one context, and they must agree with llama.cpp's.
 """
 
 import ctypes

@@ -2,6 +2,8 @@
 
 Memory is bounded by the slab and the number of threads, never by a tensor or the model. What an output is
 made of (its types) and how a row is encoded come in as arguments: this module knows neither.
+
+Long because reading, encoding, resuming and stopping are one pass.
 """
 
 import errno

@@ -85,10 +85,9 @@ def scale_and_min(x, w, start, n, n_max, r_min, r_delta, n_step, use_mad, levels
             sum_l2 += wl * level
             sum_xl += wl * v
         determinant = sum_w * sum_l2 - sum_l * sum_l
-        this_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
         this_low = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
         above = this_low > 0
-        this_scale = select(above, sum_xl / sum_l2, this_scale)
+        this_scale = select(above, sum_xl / sum_l2, (sum_w * sum_xl - sum_x * sum_l) / determinant)
         this_low = select(above, 0, this_low)
         error = weighted_error(x, w, levels, start, n, this_scale, this_low, use_mad)
         better = (determinant > 0) & (error < best)

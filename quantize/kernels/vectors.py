@@ -3,6 +3,8 @@
 `load(array, index, LANES)` makes a vector; `+ - * /`, comparisons, `& | << >>` and the functions below work on
 it, a plain number is repeated for every lane. LLVM maps the vectors to what the CPU has (AVX-512, AVX2, NEON).
 No operation is contracted or reordered: each lane is exactly IEEE single precision, as llama.cpp's scalar code.
+
+Long because each operation on vectors is an intrinsic of its own.
 """
 
 import operator

@@ -2,6 +2,8 @@
 
 `search(y, weights, sigma2, scratch, found, steps, halves)` writes steps [16, LANES] and offsets [16, LANES] behind
 them, so that a weight is step * level - offset, and d and the minimum's unit as float16 bits.
+
+Long because Numba compiles entry points that it can name: each type has its own, written out.
 """
 
 import numpy as np

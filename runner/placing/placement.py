@@ -2,6 +2,8 @@
 
 The order is that of a mixture of experts: what every token needs first (attention, norms, routers, shared experts,
 the KV cache, the output), then the experts of as many layers as fit, and never what would not fit.
+
+Long because it is one search, from what is wished to what fits.
 """
 
 from collections.abc import Callable, Mapping, Sequence
