@@ -136,7 +136,7 @@ def test_a_full_disk_is_said_and_can_be_continued(
     assert "disk is full" in outcome.stderr and "run the same command again" in outcome.stderr
     assert not list(folder.glob("*.gguf"))
     again = moe_gguf(*arguments(source, folder))
-    assert again.status == 0 and "went on" in again.stderr
+    assert again.status == 0 and "resumed" in again.stderr
     assert hashes(folder) == expected
 
 

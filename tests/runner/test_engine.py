@@ -241,7 +241,7 @@ def test_fewer_experts_per_token_change_the_answer_as_the_file_would(tiny: Model
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        (replace(ONE_THREAD, cache_type_k="q9_9"), "'q9_9' is no type for the KV cache"),
+        (replace(ONE_THREAD, cache_type_k="q9_9"), "'q9_9' is not a type for the KV cache"),
         (replace(ONE_THREAD, devices=("CUDA7",)), "there is no device 'CUDA7'"),
         (replace(ONE_THREAD, tensor_overrides=(("x", "GPU"),)), "there is no device 'GPU'"),
     ],
@@ -252,7 +252,7 @@ def test_impossible_options_are_one_line(tiny_path: Path, options: LoadOptions, 
 
 
 def test_a_context_that_no_machine_has_is_one_line(tiny: Model) -> None:
-    with pytest.raises(EngineError, match="a context of 4000000000 tokens needs 1024 GB"):
+    with pytest.raises(EngineError, match=r"a context of 4000000000 tokens needs 1024\.00 GB"):
         Engine(tiny, replace(ONE_THREAD, n_ctx=4_000_000_000))
 
 

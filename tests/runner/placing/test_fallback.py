@@ -92,8 +92,10 @@ def test_the_last_error_is_raised_when_nothing_helps(facts):
         load_with_fallback(load, facts, replace(LoadOptions(), n_ctx=1024, devices=()), lambda _: None)
 
 
-@pytest.mark.parametrize(("n_ctx", "output", "complaint"), [(0, "4096", "a context of 4096 tokens"), (8192, "", "")])
-def test_a_real_load_without_memory_takes_a_smaller_context_unless_one_was_asked_for(
+@pytest.mark.parametrize(
+    ("n_ctx", "output", "complaint"), [(0, "4096", ""), (8192, "", "a context of 8192 tokens needs")]
+)
+def test_a_process_with_little_memory_takes_a_smaller_context_unless_one_was_asked_for(
     tmp_path, n_ctx, output, complaint
 ):
     path = tmp_path / "wide.gguf"
@@ -102,5 +104,4 @@ def test_a_real_load_without_memory_takes_a_smaller_context_unless_one_was_asked
     command = [sys.executable, "-c", LOAD, str(path), str(n_ctx)]
     process = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert process.stdout.strip() == output
-    assert complaint in process.stderr
-    assert "no context of 8192 tokens can be made: insufficient memory" in process.stderr
+    assert complaint in process.stderr and bool(complaint) is bool(process.returncode)
