@@ -8,11 +8,13 @@ Nothing after the last router is computed for routes, and plain reading asks for
 
 import sys
 import time
+from typing import Any
 
 import click
 import numpy as np
 from moe_gguf.jobs.routes import expert_count
 from moe_gguf.measure.routing import find_routes
+from moe_gguf.measure.speed import NoChoice
 from moe_gguf.runner.engine import Engine, Feed
 from moe_gguf.runner.load_options import LoadOptions
 from moe_gguf.runner.model import Model
@@ -31,6 +33,7 @@ def main(model: str, threads: int, windows: int, rounds: int) -> None:
     from pathlib import Path
 
     options = LoadOptions(n_ctx=N_CTX, n_batch=N_CTX, n_threads=threads)
+    nothing: Any = NoChoice()
     seconds: dict[str, list[tuple[float, float]]] = {"plain": [], "routes": []}
     with Model(Path(model), options) as loaded:
         n_expert = expert_count(loaded.file)
@@ -41,8 +44,7 @@ def main(model: str, threads: int, windows: int, rounds: int) -> None:
             with Engine(loaded, options) as engine:
                 for window in tokens:
                     engine.forget(0)
-                    engine.step([Feed(0, window)])
-                    engine.logits()
+                    engine.step([Feed(0, window, nothing)])
             seconds["plain"].append(since(started))
             started = time.perf_counter(), time.process_time()
             find_routes(loaded, options, tokens, n_expert)
