@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LLAMA := $(VENV)/.llama
-PACKAGES := formats writer models convert merge quantize runner measure jobs cli
+PACKAGES := formats writer models convert merge quantize runner measure jobs release serve cli
 BENCHMARKS := encoders convert quantize placement
 CODE := $(PACKAGES) tests benchmarks docs
 

@@ -31,7 +31,7 @@ PACKAGES = [package for package in BELOW if (ROOT / package).is_dir()]
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 HEAVY = {
     *("gguf", "huggingface_hub", "jinja2", "llama_cpp", "ml_dtypes", "numba", "numpy", "prompt_toolkit", "psutil"),
-    *("rich", "safetensors", "scipy", "tokenizers", "tqdm", "yaml"),
+    *("rich", "safetensors", "scipy", "starlette", "tokenizers", "tqdm", "uvicorn", "yaml"),
 }
 
 

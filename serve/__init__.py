@@ -1,0 +1,1 @@
+"""What clients talk to: the scheduler of sequences, the HTTP APIs, and the page."""
