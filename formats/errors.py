@@ -58,5 +58,9 @@ class RecipeError(MoeGgufError):
     """A merge recipe is broken or its sources do not fit together."""
 
 
+class ReleaseError(MoeGgufError):
+    """A release folder is broken or incomplete, or does not hold what its checksums and manifest say."""
+
+
 class EngineError(MoeGgufError):
     """A model cannot be loaded, placed or run."""
