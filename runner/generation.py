@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ..formats.errors import EngineError
 from .engine import Choice, Engine, Feed, TokenLogprob
@@ -13,8 +14,7 @@ from .templates.endings import Endings
 from .templates.thinking import Heard, ThoughtStream
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """What one step adds to an answer: `text` may be empty while a character or a stop string is unfinished.
 
     `finish` is None until the last piece: "end" (the model ended), "stop" (a stop string), "length" (n_predict
@@ -156,21 +156,20 @@ def advance(engine: Engine, generations: Sequence[Generation]) -> list[Piece]:
     After Cancelled every answer can still go on: what was not decoded stays pending.
     """
     running = [generation for generation in generations if generation.finish is None]
-    now = time.perf_counter()
-    for generation in running:
-        generation.started = generation.started or now
-    feeds = [Feed(each.sequence, each.pending, each.sampler, each.n_logprobs) for each in running]
+    feeds = []
+    for each in running:
+        each.started = each.started or time.perf_counter()
+        feeds.append(Feed(each.sequence, each.pending, each.sampler, each.n_logprobs))
     before = [len(engine.cached[each.sequence]) for each in running]
-    pieces: dict[int, Piece] = {}
+    pieces: list[Piece] = []  # feeds end in the order in which they are given
     try:
         for number, choice in engine.choices(feeds):
-            pieces[number] = _take(engine, running[number], choice)
+            pieces.append(_take(engine, running[number], choice))
     except EngineError:
-        for number, generation in enumerate(running):
-            if number not in pieces:
-                del generation.pending[: len(engine.cached[generation.sequence]) - before[number]]
+        for generation, held in zip(running[len(pieces) :], before[len(pieces) :], strict=True):
+            del generation.pending[: len(engine.cached[generation.sequence]) - held]
         raise
-    return [pieces[number] for number in sorted(pieces)]
+    return pieces
 
 
 def pieces_of(engine: Engine, generation: Generation) -> Iterator[Piece]:
@@ -184,7 +183,7 @@ def separated(pieces: Iterable[Piece], thoughts: ThoughtStream) -> Iterator[Piec
     for each in pieces:
         heard = thoughts.push(each.text)
         rest = thoughts.flush() if each.finish else Heard()
-        yield replace(each, text=heard.said + rest.said, thought=heard.thought + rest.thought)
+        yield each._replace(text=heard.said + rest.said, thought=heard.thought + rest.thought)
 
 
 def generate(

@@ -56,6 +56,7 @@ class Model:
         self.has_vocabulary = api.llama_vocab_type(self.vocab) != api.LLAMA_VOCAB_TYPE_NONE
         self.can_rewind = not (api.llama_model_is_recurrent(self.pointer) or api.llama_model_is_hybrid(self.pointer))
         self.pieces: dict[int, bytes] = {}
+        self.ends: dict[int, bool] = {}
 
     def _remark(self, text: str) -> None:
         """Keep what llama.cpp only logs though a wish was not granted (llama_mlock of src/llama-mmap.cpp)."""
@@ -155,7 +156,10 @@ def detokenize(model: Model, tokens: list[int]) -> str:
 
 def is_end(model: Model, token: int) -> bool:
     """Tell whether a token ends an answer (EOS, EOT, ...)."""
-    return bool(llama().llama_vocab_is_eog(model.vocab, token))
+    known = model.ends.get(token)
+    if known is None:
+        known = model.ends[token] = bool(llama().llama_vocab_is_eog(model.vocab, token))
+    return known
 
 
 def special_text(model: Model, key: str) -> str:

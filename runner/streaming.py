@@ -25,6 +25,8 @@ class TextStream:
     def _release(self, text: str, final: bool) -> str:
         if self.stopped is not None:
             return ""
+        if not self.stops:
+            return text
         self._held += text
         found = [(self._held.find(stop), -len(stop), stop) for stop in self.stops if stop in self._held]
         if found:
