@@ -1,21 +1,18 @@
 """Sampling options in, the next token out: llama.cpp's own samplers in the order of its `common` library."""
 
 import ctypes
-import os
 import secrets
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from ..formats.errors import EngineError
 from ..formats.llamacpp import c_text, listening, llama
-from .model import Model
+from .gbnf import check_grammar
+from .model import Model, complaining, first_reason, tokenize
 
-DEEPEST_GRAMMAR = 200
 MIROSTAT_M = 100
 DRAWN = 2**32 - 1  # LLAMA_DEFAULT_SEED, or -1: llama.cpp would draw a seed and not tell it
 SAMPLERS = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
@@ -250,38 +247,12 @@ def check_options(model: Model, options: SamplingOptions) -> None:
 
 
 def grammar_sampler(model: Model, grammar: str) -> Any:
-    """Return llama.cpp's sampler for a GBNF grammar. Raises EngineError with the parser's own complaint."""
-    depth = deepest = 0
-    for letter in grammar:
-        depth += {"(": 1, ")": -1}.get(letter, 0)
-        deepest = max(deepest, depth)
-    if deepest > DEEPEST_GRAMMAR:
-        raise EngineError(f"the grammar nests {deepest} deep; {DEEPEST_GRAMMAR} is the most")
+    """Return llama.cpp's sampler for a GBNF grammar. Raises EngineError with the place of a fault (see gbnf.py)."""
     encoded = c_text(grammar, "the grammar")
-    logged: list[str] = []
-    with captured_stderr() as printed, listening(lambda _, text: logged.append(text)):
+    check_grammar(grammar, lambda text: len(tokenize(model, text, add_special=False)) == 1)
+    complaints: list[str] = []
+    with listening(complaining(complaints)):
         sampler = llama().llama_sampler_init_grammar(model.vocab, encoded, b"root")
     if not sampler:
-        text = printed().partition("error parsing grammar: ")[2] or printed() or "".join(logged)
-        raise EngineError(f"the grammar is broken: {' '.join(text.split())[:200]}")
+        raise EngineError(f"the grammar is broken: {first_reason(complaints)}")
     return sampler
-
-
-@contextmanager
-def captured_stderr() -> Iterator[Callable[[], str]]:
-    """Catch what C code prints to stderr inside the block, since llama.cpp's parser tells nobody else."""
-    with tempfile.TemporaryFile() as file:
-        kept = os.dup(2)
-        os.dup2(file.fileno(), 2)
-        text: list[str] = []
-        try:
-            yield lambda: text[0] if text else ""
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            text.append(_contents(file))
-
-
-def _contents(file: IO[bytes]) -> str:
-    file.seek(0)
-    return file.read().decode("utf-8", "replace")

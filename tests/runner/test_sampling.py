@@ -59,22 +59,9 @@ def test_json_strings_hold_no_control_characters(engine: Engine, seed: int) -> N
     assert text.startswith('"') and all(" " <= letter != "\x7f" for letter in text.strip())
 
 
-@pytest.mark.parametrize(
-    ("grammar", "match"),
-    [
-        ("root ::= (", "the grammar is broken: expecting"),
-        ("root ::= other", "Undefined rule identifier 'other'"),
-        ('rot ::= "a"', "the grammar is broken: .*'root'"),
-        ("root ::= root", "the grammar is broken: .*left recursion"),
-        ("(" * 5000, "the grammar nests 5000 deep"),
-        ('root ::= "a"{100000000}', "the grammar is broken: .*repetitions"),
-    ],
-)
-def test_a_broken_grammar_is_one_clear_line(
-    engine: Engine, grammar: str, match: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(EngineError, match=match) as caught:
-        answer(engine, SamplingOptions(grammar=grammar))
+def test_a_broken_grammar_is_one_clear_line(engine: Engine, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(EngineError, match=r"the grammar is broken: line 1, column 11: '\)' is expected") as caught:
+        answer(engine, SamplingOptions(grammar="root ::= ("))
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
 
