@@ -21,8 +21,9 @@ OUTPUT = click.Path(dir_okay=False, path_type=Path)
 @click.option("-f", "--file", "text", type=TEXT, required=True, help="The text to measure on.")
 @click.option("-o", "--outfile", type=OUTPUT, required=True, help="Where to write the sensitivities (JSON).")
 @click.option("--moments", type=TEXT, help="Round by these moments, as quantize will.")
+@click.option("--imatrix", type=TEXT, help="Round by this importance matrix, as quantize will.")
 @click.option("-c", "--ctx-size", type=click.IntRange(8), default=512, show_default=True, help="Tokens of a window.")
-@click.option("--chunks", type=click.IntRange(1), default=8, show_default=True, help="Windows to read each time.")
+@click.option("--chunks", type=click.IntRange(1), default=4, show_default=True, help="Windows to read each time.")
 @click.option("--groups", type=click.IntRange(1), default=6, show_default=True, help="Groups of layers to tell apart.")
 @click.option("--force", is_flag=True, help="Replace the output.")
 @with_options(READING_OPTIONS + BUDGET_OPTIONS + PLACING_OPTIONS + MACHINE_OPTIONS)
@@ -33,6 +34,7 @@ def command(
     text: Path,
     outfile: Path,
     moments: Path | None,
+    imatrix: Path | None,
     chunks: int,
     groups: int,
     force: bool,
@@ -47,7 +49,17 @@ def command(
 
     n_ctx = values.pop("ctx_size")
     request = job.Request(
-        model, text, outfile, catalogue_path(), moments, chunks, groups, n_ctx, force, load_request(values)
+        model=model,
+        text=text,
+        outfile=outfile,
+        catalogue=catalogue_path(),
+        moments=moments,
+        imatrix=imatrix,
+        n_chunk=chunks,
+        n_group=groups,
+        n_ctx=n_ctx,
+        force=force,
+        load=load_request(values),
     )
     report = job.run(job.prepare(request), TERMINAL)
     emit_json(report.as_json()) if as_json else show(report)
@@ -58,6 +70,6 @@ def show(report: "Report") -> None:
     found = report.sensitivity
     for role, kld in sorted(found.roles.items(), key=lambda item: -item[1]):
         click.echo(f"{role.lower():12} {kld:9.5f} nats")
-    click.echo(f"divergence falls {found.per_bit:.1f}x a bit; all Q8_0: {found.floor:.5f} nats")
+    click.echo(f"all Q8_0: {found.floor:.5f} nats; all roles at once: {report.additivity:.2f}x of their sum")
     layers = ", ".join(f"{layer}: {factor:.2f}" for layer, factor in found.layers.items())
     say(f"by layer: {layers}")

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ..models.tensor_roles import role_of
-from ..quantize.budget import Allocation, allocate, read_sensitivity
+from ..quantize.budget import Allocation, allocate
 from ..quantize.file_types import FILE_TYPES, FileType
 from ..quantize.mixes import Mix, by_table
+from ..quantize.sensitivity import read_sensitivity
 from ..quantize.stock_policy import stock
 from ..quantize.variants import Knowledge, StoredType, Variant, plan_variants
 from ..writer.plan import Plan

@@ -7,7 +7,7 @@ Long because the pass over the base and that over a variant must do the same, in
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,9 +41,10 @@ GENERATED = 32
 class Request:
     """A base and variants (GGUF files or names of `catalogue`), and texts as (name, file).
 
-    `n_chunk` is the most windows of each text. `base_logits` is a file of an earlier run that saves reading the base,
-    `save_logits` one to write, in llama.cpp's form or, with `compact`, in half of its size. `prompts` are answered
-    greedily by all. `speed` False leaves out the measurement of generation. `plots` are pictures to draw, PNG or SVG.
+    `n_chunk` is the most windows of each text: the first ones or, with `spread`, some from all over it. `base_logits`
+    is a file of an earlier run that saves reading the base, `save_logits` one to write, in llama.cpp's form or, with
+    `compact`, in half of its size. `prompts` are answered greedily by all. `speed` False leaves out the measurement of
+    generation. `plots` are pictures to draw, PNG or SVG.
     """
 
     base: str | Path | None
@@ -52,6 +53,7 @@ class Request:
     catalogue: Path | None = None
     n_ctx: int = 512
     n_chunk: int | None = None
+    spread: bool = False
     base_logits: Path | None = None
     save_logits: Path | None = None
     compact: bool = False
@@ -123,6 +125,13 @@ def run(prepared: Prepared, listener: Listener = SILENT) -> Report:
     return report
 
 
+@contextmanager
+def reading_base(prepared: Prepared, listener: Listener = SILENT) -> Iterator[Callable[[GgufFile], VariantReport]]:
+    """Read the base once; yields what holds a file against it, for variants that come one at a time."""
+    with _reference(prepared, listener) as reference:
+        yield lambda file: _variant(prepared, file, reference, listener)
+
+
 def _draw(report: Report, path: Path) -> None:
     names = _told_apart([one.path.stem for one in report.variants])
     points = [
@@ -148,7 +157,8 @@ def _cut(engine: "Engine", prepared: Prepared) -> tuple[Windows, list[str]]:
     """Return the windows of all texts, one after the other, and the name of the text that each is of."""
     request = prepared.request
     found = [
-        (name, cut_windows(engine.model, text, request.n_ctx, request.n_chunk, name)) for name, text in prepared.texts
+        (name, cut_windows(engine.model, text, request.n_ctx, request.n_chunk, name, request.spread))
+        for name, text in prepared.texts
     ]
     names = [name for name, windows in found for _ in range(windows.n_chunk)]
     return windows_of(engine.model, np.concatenate([windows.tokens for _, windows in found])), names

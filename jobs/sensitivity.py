@@ -1,11 +1,15 @@
 """How much a model suffers where: divergence when one role, or one group of layers, alone has about four bits.
 
-Each configuration is quantized to a temporary file (everything else Q8_0), read once, and held against the predictions
-of the source, which are stored. By role a run each, by groups of layers a run each, and two for the slope per bit.
+Two files are quantized, one of eight bits and one of four; each configuration takes its tensors from one or the other,
+is read once, and held against the predictions of the source. What each type does to a tensor needs no run: some of its
+rows are rounded. An interrupted run goes on.
+
+Long because the configurations, their measurement and what is concluded from them belong together.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
@@ -17,26 +21,28 @@ from gguf import GGMLQuantizationType
 
 from ..formats.errors import OutputError, PlanError
 from ..formats.gguf_file import GgufFile, read_gguf
+from ..formats.source import file_identity
 from ..models.tensor_roles import Role, layer_of, reason_to_keep, role_of
-from ..quantize.budget import REFERENCE, Sensitivity, bits_of
+from ..quantize.budget import LADDER
 from ..quantize.fallback import fitting_type
 from ..quantize.file_types import parse_file_type
 from ..quantize.mixes import by_table
+from ..quantize.sensitivity import FINEST, REFERENCE, Sensitivity
 from . import compare, quantize
 from .listener import SILENT, Listener
 from .loading import DEFAULT_LOAD, LoadRequest
 from .sources import resolve_gguf
+from .splicing import splice
 from .working_files import roomy_cache
 
 _T = GGMLQuantizationType
-Types = Mapping[str, GGMLQuantizationType]
 
 
 @dataclass(frozen=True)
 class Request:
     """A GGUF file of 16 or 32 bits (or a name of `catalogue`), a text, and where to write; moments round as they will.
 
-    `n_chunk` windows of 512 tokens are read each time; `n_group` groups of layers are told apart.
+    `n_chunk` windows of `n_ctx` tokens are read each time; `n_group` groups of layers are told apart.
     """
 
     model: str | Path | None
@@ -44,7 +50,8 @@ class Request:
     outfile: Path
     catalogue: Path | None = None
     moments: Path | None = None
-    n_chunk: int = 8
+    imatrix: Path | None = None
+    n_chunk: int = 4
     n_group: int = 6
     n_ctx: int = 512
     force: bool = False
@@ -62,10 +69,11 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured."""
+    """What was measured; `additivity` is the divergence of all roles at once over the sum of each alone."""
 
     sensitivity: Sensitivity
     path: Path
+    additivity: float
 
     def as_json(self) -> dict[str, Any]:
         """Return what `sensitivity --json` prints, and its file holds."""
@@ -85,31 +93,78 @@ def prepare(request: Request) -> Prepared:
 
 def run(prepared: Prepared, listener: Listener = SILENT) -> Report:
     """Measure, and write the file once all is known."""
-    request, tensors = prepared.request, prepared.tensors
-    roles = sorted({role_of(name) for name in tensors}, key=list(Role).index)
-    groups = _groups(prepared)
-    configurations: dict[str, Types] = {"floor": {}, "all": _reference(tensors), "finer": _reference(tensors, _T.Q5_K)}
-    configurations |= {
-        role.name: _reference({n: s for n, s in tensors.items() if role_of(n) is role}) for role in roles
-    }
-    for start, stop in groups:
-        within = {n: s for n, s in tensors.items() if start <= _layer(n) < stop}
-        configurations[f"layers {start} to {stop - 1}"] = _reference(within)
-    klds: dict[str, float] = {}
-    room = roomy_cache(prepared.file.path.stat().st_size)
-    with (
-        TemporaryDirectory(prefix="moe-gguf-sensitivity-", dir=room) as name,
-        listener.bar(len(configurations), "measure sensitivities", " runs") as bar,
-    ):
-        for what, types in configurations.items():
-            klds[what] = _kld(prepared, types, Path(name))
-            listener.detail(f"{what}: {klds[what]:.5f} nats")
-            bar.update(1)
-    sensitivity = _summed_up(prepared, klds, [role.name for role in roles], groups)
+    request = prepared.request
+    configurations = _configurations(prepared)
     partial = request.outfile.with_name(request.outfile.name + ".partial")
-    partial.write_text(json.dumps(sensitivity.as_json(), indent=1) + "\n", encoding="utf-8")
-    partial.replace(request.outfile)
-    return Report(sensitivity, request.outfile)
+    known = _Known(partial, _identity(prepared))
+    if known.found:
+        listener.say(f"{len(known.found)} of {len(configurations)} measurements are there, in {partial}")
+    missing = {what: names for what, names in configurations.items() if what not in known.found}
+    if missing:
+        n_bytes = 3 * prepared.file.path.stat().st_size
+        with (
+            TemporaryDirectory(prefix="moe-gguf-sensitivity-", dir=roomy_cache(n_bytes)) as name,
+            _measuring(prepared, Path(name), listener) as kld,
+            listener.bar(len(missing), "measure sensitivities", " runs") as bar,
+        ):
+            for what, names in missing.items():
+                known.add(what, kld(names))
+                listener.detail(f"{what}: {known.found[what]:.5f} nats")
+                bar.update(1)
+    sensitivity, additivity = _summed_up(prepared, known.found, _errors(prepared, listener))
+    finished = request.outfile.with_name(request.outfile.name + ".new")
+    finished.write_text(json.dumps(sensitivity.as_json(), indent=1) + "\n", encoding="utf-8")
+    finished.replace(request.outfile)
+    partial.unlink(missing_ok=True)
+    return Report(sensitivity, request.outfile, additivity)
+
+
+class _Known:
+    """Measurements by configuration, kept in a file as they come; those of another model, text or rounding are not."""
+
+    def __init__(self, path: Path, identity: str) -> None:
+        self._path, self._identity = path, identity
+        self.found: dict[str, float] = {}
+        try:
+            left = json.loads(path.read_text(encoding="utf-8"))
+            if left["identity"] == identity:
+                self.found = {str(what): float(kld) for what, kld in left["found"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass
+
+    def add(self, what: str, kld: float) -> None:
+        """Keep one more."""
+        self.found[what] = kld
+        new = self._path.with_name(self._path.name + ".new")
+        new.write_text(json.dumps({"identity": self._identity, "found": self.found}), encoding="utf-8")
+        new.replace(self._path)
+
+
+def _identity(prepared: Prepared) -> str:
+    request = prepared.request
+    read = [path for path in (request.moments, request.imatrix, *prepared.file.shards) if path]
+    settings = (request.n_chunk, request.n_group, request.n_ctx, _digest(request.text))
+    return repr((settings, [file_identity(path) for path in read]))
+
+
+def _digest(text: Path) -> str:
+    return blake2b(text.read_bytes(), digest_size=16).hexdigest()
+
+
+def _configurations(prepared: Prepared) -> dict[str, frozenset[str]]:
+    """Return by configuration the tensors that have four bits in it."""
+    names = prepared.tensors
+    configurations = {"floor": frozenset[str](), "all": frozenset(names)}
+    for role in _roles(prepared):
+        configurations[role.name] = frozenset(name for name in names if role_of(name) is role)
+    for start, stop in _groups(prepared):
+        within = frozenset(name for name in names if start <= _layer(name) < stop)
+        configurations[f"layers {start} to {stop - 1}"] = within
+    return configurations
+
+
+def _roles(prepared: Prepared) -> list[Role]:
+    return sorted({role_of(name) for name in prepared.tensors}, key=list(Role).index)
 
 
 def _groups(prepared: Prepared) -> list[tuple[int, int]]:
@@ -124,53 +179,93 @@ def _layer(name: str) -> int:
     return -1 if layer is None else layer
 
 
-def _reference(tensors: Mapping[str, tuple[int, ...]], qtype: _T = REFERENCE) -> dict[str, GGMLQuantizationType]:
-    return {name: fitting_type(name, shape[0], qtype) for name, shape in tensors.items()}
-
-
-def _kld(prepared: Prepared, types: Types, folder: Path) -> float:
-    """Quantize with these types, Q8_0 elsewhere, and return the mean divergence from the source in nats."""
+@contextmanager
+def _measuring(prepared: Prepared, folder: Path, listener: Listener) -> Iterator[Callable[[frozenset[str]], float]]:
+    """Make the two files and read the source; yields what measures the divergence with four bits in some tensors."""
     request = prepared.request
-    variant, logits = folder / "variant.gguf", folder / "base.logits"
-    mix = by_table("Q8_0", parse_file_type("Q8_0"), types)
-    asked = quantize.Request(prepared.file.path, (mix,), outfile=str(variant), moments=request.moments, force=True)
-    quantize.run(quantize.prepare(asked))
-    stored = logits.exists()
+    fine, coarse, variant = folder / "fine.gguf", folder / "coarse.gguf", folder / "variant.gguf"
+    listener.say(f"{prepared.file.path.name}: quantized to {FINEST.name} and {REFERENCE.name}, to be compared")
+    for qtype, path in ((FINEST, fine), (REFERENCE, coarse)):
+        types = {name: fitting_type(name, shape[0], qtype) for name, shape in prepared.tensors.items()}
+        mix = by_table(FINEST.name, parse_file_type(FINEST.name), types)
+        asked = quantize.Request(
+            prepared.file.path, (mix,), outfile=str(path), moments=request.moments, imatrix=request.imatrix
+        )
+        quantize.run(quantize.prepare(asked), listener)
     comparison = compare.Request(
         prepared.file.path,
-        (variant,),
+        (),
         ((request.text.name, request.text),),
         n_ctx=request.n_ctx,
         n_chunk=request.n_chunk,
-        base_logits=logits if stored else None,
-        save_logits=None if stored else logits,
+        spread=True,
         compact=True,
         speed=False,
         load=request.load,
     )
-    return compare.run(compare.prepare(comparison)).variants[0].divergence.kld.value
+    with compare.reading_base(compare.prepare(comparison), listener) as held_against:
+
+        def kld(names: frozenset[str]) -> float:
+            splice(fine, coarse, names, variant)
+            return held_against(read_gguf(variant)).divergence.kld.value
+
+        yield kld
+
+
+def _errors(prepared: Prepared, listener: Listener) -> dict[str, dict[str, float]]:
+    """Round some rows of every tensor to every type."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from ..quantize.encode import Encoder
+    from ..quantize.type_errors import type_errors
+    from ..runner.threads import best_thread_count
+
+    request = prepared.request
+    asked = quantize.Request(
+        prepared.file.path,
+        (by_table("Q8_0", parse_file_type("Q8_0"), {}),),
+        moments=request.moments,
+        imatrix=request.imatrix,
+    )
+    known = quantize.prepare(asked)
+    encoder = Encoder(known.importance, calibration=known.calibration)
+    planned = [tensor for tensor in known.plan.tensors if tensor.name in prepared.tensors]
+    with (
+        ThreadPoolExecutor(request.load.n_threads or best_thread_count()) as pool,
+        listener.bar(len(planned), "round some rows to every type", " tensors") as bar,
+    ):
+
+        def one(number: int) -> dict[str, float]:
+            found = type_errors(known.plan.source, planned[number], LADDER, encoder)
+            bar.update(1)
+            return found
+
+        found = list(pool.map(one, range(len(planned))))
+    return {tensor.name: errors for tensor, errors in zip(planned, found, strict=True)}
 
 
 def _summed_up(
-    prepared: Prepared, klds: Mapping[str, float], roles: list[str], groups: list[tuple[int, int]]
-) -> Sensitivity:
-    floor = klds["floor"]
+    prepared: Prepared, klds: Mapping[str, float], errors: Mapping[str, Mapping[str, float]]
+) -> tuple[Sensitivity, float]:
+    request, floor = prepared.request, klds["floor"]
     above = {what: max(kld - floor, 0.0) for what, kld in klds.items()}
     per_layer = {
         layer: above[f"layers {start} to {stop - 1}"] / (stop - start)
-        for start, stop in groups
+        for start, stop in _groups(prepared)
         for layer in range(start, stop)
     }
     mean = sum(per_layer.values()) / max(len(per_layer), 1)
     layers = {layer: value / mean for layer, value in per_layer.items()} if mean > 0 else {}
-
-    def bits(qtype: _T) -> float:
-        types = _reference(prepared.tensors, qtype)
-        return sum(map(bits_of, types.values())) / len(types)
-
-    finer = bits(_T.Q5_K) - bits(REFERENCE)
-    slope = (above["all"] / above["finer"]) ** (1 / finer) if above["finer"] > 0 and finer > 0 else 4.5
-    digest = blake2b(prepared.request.text.read_bytes(), digest_size=16).hexdigest()
-    return Sensitivity(
-        prepared.file.path.name, digest, {role: above[role] for role in roles}, layers, min(max(slope, 1.5), 20), floor
+    roles = {role.name: above[role.name] for role in _roles(prepared)}
+    summed = sum(roles.values())
+    additivity = above["all"] / summed if summed > 0 else 1.0
+    found = Sensitivity(
+        model=prepared.file.path.name,
+        text=_digest(request.text),
+        roles={role: value * additivity for role, value in roles.items()},
+        layers=layers,
+        errors=errors,
+        floor=floor,
+        rounding="calibrated" if request.moments else "plain",
     )
+    return found, additivity

@@ -73,8 +73,10 @@ def read_strict_text(path: Path) -> str:
     return text.removeprefix("\ufeff").removesuffix("\n")
 
 
-def cut_windows(model: Model, text: str, n_ctx: int, n_chunk: int | None = None, name: str = "the text") -> Windows:
-    """Tokenize a text and cut it into windows of n_ctx tokens, at most n_chunk of them.
+def cut_windows(
+    model: Model, text: str, n_ctx: int, n_chunk: int | None = None, name: str = "the text", spread: bool = False
+) -> Windows:
+    """Tokenize a text and cut it into windows of n_ctx tokens, at most n_chunk of them: the first ones, or spread.
 
     Raises EngineError for a text that is shorter than two windows, as llama.cpp refuses it.
     """
@@ -88,7 +90,8 @@ def cut_windows(model: Model, text: str, n_ctx: int, n_chunk: int | None = None,
         )
     found = len(tokens) // n_ctx
     n_chunk = found if n_chunk is None else min(n_chunk, found)
-    return windows_of(model, np.asarray(tokens[: n_chunk * n_ctx], np.int32).reshape(n_chunk, n_ctx))
+    windows = np.asarray(tokens[: found * n_ctx], np.int32).reshape(found, n_ctx)
+    return windows_of(model, windows[np.arange(n_chunk) * found // n_chunk] if spread else windows[:n_chunk])
 
 
 def windows_of(model: Model, tokens: np.ndarray) -> Windows:

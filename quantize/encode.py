@@ -72,7 +72,7 @@ class Encoder:
     def _encode(self, tensor: PlannedTensor, row: int, rows: np.ndarray, qtype: GGMLQuantizationType) -> np.ndarray:
         rounder = self.calibration.rounder(tensor, row, qtype) if self.calibration else None
         if rounder is None:
-            return self._rounded_alone(tensor, rows, qtype, self._importance_of(tensor, row))
+            return self._rounded_alone(tensor, rows, qtype, self.importance_of(tensor, row))
         plain = self._rounded_alone(tensor, rows, qtype, rounder.importance)
         if rounder.factor is None:
             return plain
@@ -95,7 +95,8 @@ class Encoder:
         encode(qtype, rows, encoded, weights)
         return encoded
 
-    def _importance_of(self, tensor: PlannedTensor, row: int) -> np.ndarray | None:
+    def importance_of(self, tensor: PlannedTensor, row: int) -> np.ndarray | None:
+        """Return what the importance matrix says of the columns of the expert that has this row."""
         with self._lock:
             if tensor.name not in self._weights:
                 self._weights[tensor.name] = self.importance(tensor)

@@ -2,16 +2,19 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gguf import GGMLQuantizationType
 from moe_gguf.formats.errors import PlanError
 from moe_gguf.formats.gguf_file import read_gguf
-from moe_gguf.quantize.budget import Sensitivity, allocate, options_of, read_sensitivity
+from moe_gguf.quantize.budget import allocate, frontier, options_of
 from moe_gguf.quantize.choices import MixOptions, TypeChoice
 from moe_gguf.quantize.facts import facts_of
 from moe_gguf.quantize.file_types import parse_file_type
 from moe_gguf.quantize.mixes import choose_types
+from moe_gguf.quantize.sensitivity import Sensitivity, read_sensitivity
 from moe_gguf.quantize.stock_policy import stock
 
 from ..command import moe_gguf
@@ -19,7 +22,7 @@ from ..quantize.tiny_files import write_tiny
 
 ROLES = {"ATTN_V": 0.125, "OUTPUT": 0.031, "FFN_DOWN": 0.029, "FFN_UP": 0.025, "FFN_GATE": 0.015}
 ROLES |= {"ATTN_OUTPUT": 0.011, "ATTN_K": 0.011, "ATTN_Q": 0.01, "TOKEN_EMBD": 0.004}
-FOUND = Sensitivity("tiny", "text", ROLES, {0: 1.2, 1: 1.0, 2: 0.8}, 4.5, 0.003)
+FOUND = Sensitivity("tiny", "text", ROLES, {0: 1.2, 1: 1.0, 2: 0.8}, floor=0.003)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,22 @@ def test_no_single_exchange_of_two_tensors_types_does_better(model: Path) -> Non
     assert min(v) > 1.1
 
 
+def test_measured_errors_decide_between_types_of_one_size(model: Path) -> None:
+    choices = choices_of(model)
+    errors = {"Q2_K": 9.0, "Q3_K": 4.0, "IQ4_XS": 1.6, "Q4_K": 1.0, "Q4_0": 0.9, "IQ4_NL": 0.7, "Q4_1": 0.8}
+    errors |= {"Q5_0": 0.4, "Q5_K": 0.3, "Q5_1": 0.5, "Q6_K": 0.08, "Q8_0": 0.01}
+    found = replace(FOUND, errors={choice.name: errors for choice in choices})
+    curve = frontier(choices, found)
+    bought = {option.qtype.name for _, option in curve.steps}
+    assert bought <= {"Q3_K", "IQ4_NL", "Q5_K", "Q6_K", "Q8_0"} and "IQ4_NL" in bought
+    for n_bytes in curve.sizes[::7]:
+        assert set(curve.at(n_bytes).types.values()).isdisjoint({GGMLQuantizationType.Q5_1, GGMLQuantizationType.Q4_1})
+    # What a type costs is measured between that of the reference, which is the role's, and that of Q8_0, which is none.
+    row = {option.qtype.name: option.cost for option in options_of(choices, found)["blk.1.attn_v.weight"]}
+    assert row["Q8_0"] == 0 and row["Q4_K"] == pytest.approx(ROLES["ATTN_V"] / 3)
+    assert row["Q5_K"] == pytest.approx(row["Q4_K"] * 0.29 / 0.99)
+
+
 def test_a_file_of_the_size_and_the_words_that_reproduce_it(model: Path, sensitivity: Path, tmp_path: Path) -> None:
     out = f"{tmp_path}/"
     asked = ("quantize", model, "--target-bpw", "5.6", "--sensitivity", sensitivity, "-o", out, "--json", "-q")
@@ -104,7 +123,7 @@ def test_what_cannot_be_is_refused(model: Path, sensitivity: Path, tmp_path: Pat
     for options in (["--target-bpw", "5"], ["--sensitivity", str(sensitivity)], []):
         assert moe_gguf("quantize", model, *options, "--dry-run").status == 2
     broken = tmp_path / "broken.json"
-    for text in ("", "[]", '{"format": "moe-gguf sensitivity", "version": 1, "roles": {"X": 1}}'):
+    for text in ("", "[]", '{"format": "moe-gguf sensitivity", "version": 2, "roles": {"X": 1}}'):
         broken.write_text(text)
         with pytest.raises(PlanError, match="no file of sensitivities"):
             read_sensitivity(broken)
