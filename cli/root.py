@@ -45,6 +45,7 @@ VERBS = {
     "compare": "Measure what quantizations change, against a base.",
     "generate": "Complete a prompt.",
     "chat": "Talk to a model.",
+    "verify": "Check GGUF files, here or on the hub, against their source.",
 }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..formats.errors import PlanError
-from ..formats.gguf_file import read_gguf, same_file
+from ..formats.gguf_file import same_file
 from ..formats.moments import MomentsFile
 from ..formats.source import file_identity
 from ..formats.words import count
@@ -17,17 +17,16 @@ from ..quantize.imatrix import Imatrix, load_imatrix
 from ..quantize.mixes import Mix
 from ..quantize.overrides import KvOverride
 from ..quantize.rounding.calibration import Calibration, check_model
-from ..quantize.variants import StoredType, Variant, plan_variants, stored_in_source
-from ..writer.gguf_source import plan_from_gguf
+from ..quantize.variants import Variant, plan_variants
 from ..writer.partial import Output, check_outputs, split_output
 from ..writer.plan import Plan
 from .budgeting import Budget, BudgetReport, budgeted_mix
 from .listener import SILENT, Listener
 from .opening import DEFAULT_GATES, GateRequest, check_gates, need_llama
 from .outputs import OutputReport, Place
-from .planning import Planned, finished_check, plan_of, stoppable
+from .planning import Planned, finished_check, stoppable
 from .quantize_report import Fallback, Report, RoundingReport, VariantReport, rounding_report
-from .sources import SourceKind, resolve_source
+from .source_plan import SourcePlan, plan_source
 
 __all__ = ["Fallback", "Prepared", "Report", "Request", "RoundingReport", "VariantReport", "prepare", "run"]
 
@@ -126,7 +125,9 @@ def prepare(request: Request, listener: Listener = SILENT) -> Prepared:
     if request.moments and request.imatrix:
         raise PlanError("--moments and --imatrix exclude each other: moments say what an imatrix says, and more")
     with stoppable():
-        source = _open(request, listener)
+        source = plan_source(
+            request.source, request.catalogue, request.pre_tokenizer, request.gates, request.keep_split, listener
+        )
         imatrix = _imatrix(request)
         moments = MomentsFile(request.moments) if request.moments else None
     calibration = Calibration(moments) if moments else None
@@ -221,34 +222,6 @@ def warm_up(prepared: Prepared, listener: Listener = SILENT) -> None:
         listener.say(f"the encoders were compiled for this processor in {seconds:.1f} s; next time they are there")
 
 
-@dataclass(frozen=True)
-class _Source:
-    """An opened source: its plan, the types it stores, where outputs go; `groups` are each source shard's tensors."""
-
-    name: str
-    plan: Plan
-    stored: StoredType
-    folder: Path
-    planned: Planned | None = None
-    groups: Sequence[set[str]] = ()
-
-
-def _open(request: Request, listener: Listener) -> _Source:
-    resolved = resolve_source(request.source, request.catalogue, prefer_gguf=True)
-    if resolved.kind is SourceKind.GGUF and resolved.path:
-        file = read_gguf(resolved.path)
-        groups = [{t.name for t in file.tensors.values() if t.path == shard} for shard in file.shards]
-        folder = resolved.output or resolved.path.parent
-        return _Source(resolved.name, plan_from_gguf(file), stored_in_source, folder, groups=groups)
-    from ..convert.outtype import resolve_outtype, stored_type
-
-    if request.keep_split:
-        raise PlanError("--keep-split goes with a split GGUF; for a checkpoint use --split-max-size")
-    planned = plan_of(resolved, request.pre_tokenizer, request.gates, listener)
-    outtype = resolve_outtype(planned.plan, "auto")
-    return _Source(planned.name, planned.plan, lambda tensor: stored_type(tensor, outtype), planned.folder, planned)
-
-
 def _imatrix(request: Request) -> Imatrix | None:
     """Load the importance matrix, as far as the request lets it count; None when nothing of it does."""
     if request.include_weights and request.exclude_weights:
@@ -263,7 +236,7 @@ def _imatrix(request: Request) -> Imatrix | None:
     return matrix if matrix.values else None
 
 
-def _outputs(request: Request, source: _Source, variants: Sequence[Variant], place: Place) -> list[Output]:
+def _outputs(request: Request, source: SourcePlan, variants: Sequence[Variant], place: Place) -> list[Output]:
     label = _label(request)
     paths = [place.path(variant.fields, variant.mix.name) for variant in variants]
     for read, what in ((request.imatrix, "importance matrix"), (request.moments, "file of moments")):

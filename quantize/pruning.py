@@ -14,7 +14,7 @@ def writing_order(names: Iterable[str]) -> list[str]:
 
     def key(name: str) -> tuple[int, bytes]:
         i_layer = layer_of(name)
-        return (-1 if i_layer is None else i_layer, name.encode())
+        return (-1 if i_layer is None else i_layer, name.encode("utf-8", "surrogateescape"))
 
     return sorted(names, key=key)
 

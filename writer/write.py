@@ -263,19 +263,10 @@ class _Run:
                 continue
             qtype = types[tensor.name]
             if qtype not in encoded:
-                encoded[qtype] = self._encoded(tensor, slab.start, rows, qtype)
+                encoded[qtype] = encode_rows(tensor, slab.start, rows, qtype, self.encode)
                 if qtype is GGMLQuantizationType.F16 and rows.dtype != np.float16:
                     self._demand_finite(tensor, slab, encoded[qtype].view(np.float16), BEYOND_F16)
             partial.put(tensor.name, slab.start, encoded[qtype].data)
-
-    def _encoded(self, tensor: PlannedTensor, row: int, rows: np.ndarray, qtype: GGMLQuantizationType) -> np.ndarray:
-        if tensor.source_type == qtype.name:
-            return np.ascontiguousarray(rows)
-        if qtype in FLOAT_TYPES.values() and rows.dtype != np.uint8:
-            return encode_float(rows, qtype)
-        if self.encode is None:
-            raise MoeGgufError(f"{tensor.name}: nothing encodes {tensor.source_type} as {qtype.name}")
-        return self.encode(tensor, row, rows, qtype)
 
     def _demand_finite(
         self, tensor: PlannedTensor, slab: Slab, rows: np.ndarray, what: tuple[str, str] = NONFINITE
@@ -296,6 +287,22 @@ class _Run:
             f"{what[0]} in {name} ({where}), {expert}row {source_row}, column {column}, for {tensor.name}; "
             f"{what[1]}, or go on with --allow-nonfinite"
         )
+
+
+def encode_rows(
+    tensor: PlannedTensor, row: int, rows: np.ndarray, qtype: GGMLQuantizationType, encode: Encode | None
+) -> np.ndarray:
+    """Return rows [row, row + n) of a tensor, as read from its source, as the bytes that its output has of them.
+
+    Rows of the same type are copied, float types rounded here, everything else is `encode`'s. Raises MoeGgufError.
+    """
+    if tensor.source_type == qtype.name:
+        return np.ascontiguousarray(rows)
+    if qtype in FLOAT_TYPES.values() and rows.dtype != np.uint8:
+        return encode_float(rows, qtype)
+    if encode is None:
+        raise MoeGgufError(f"{tensor.name}: nothing encodes {tensor.source_type} as {qtype.name}")
+    return encode(tensor, row, rows, qtype)
 
 
 def locate(tensor: PlannedTensor, row: int) -> tuple[str, int]:
