@@ -26,6 +26,7 @@ SCALARS: dict[GGUFValueType, str] = {
 # Four times what the largest vocabularies take: a damaged count must not fill the memory.
 LONGEST_HEADER = 2**26
 LONGEST_ARRAY = 2**23
+LENGTH = struct.Struct("<Q")
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,25 @@ class Cursor:
         if count > min(self.size - self.at, LONGEST_ARRAY):
             raise self.fail(f"an array of {count} items does not fit")
         if item_type is GGUFValueType.STRING:
-            return Field([self.string() for _ in range(count)], kind, item_type)
+            return Field(self._strings(count), kind, item_type)
         layout = SCALARS[item_type]
         data = self.take(count * struct.calcsize(layout))
         return Field(np.frombuffer(data, layout).tolist(), kind, item_type)
+
+    def _strings(self, count: int) -> list[str]:
+        """Unpack many strings: vocabularies are read whenever a model is, so this is `string` written out."""
+        data, at, size, length = self.data, self.at, self.size, LENGTH.unpack_from
+        found = []
+        for _ in range(count):
+            start = at + LENGTH.size
+            stop = start + length(data, at)[0] if start <= size else start
+            if stop > size:
+                self.at = at
+                self.string()  # says what is wrong
+            found.append(data[start:stop].decode("utf-8", "surrogateescape"))
+            at = stop
+        self.at = at
+        return found
 
     def _type(self) -> GGUFValueType:
         number = self.number("<I")

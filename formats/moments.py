@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,8 @@ from .source import TensorInfo
 FORMAT, VERSION = "moe-gguf moments", "1"
 FINISHED = "finished"
 FULL_SCALE = 32767
+PACKED_ROWS = 32
+COMMITTED_EVERY = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -223,7 +226,8 @@ class MomentsFile:
 class MomentsWriter:
     """Writes a file of moments entry by entry under a temporary name; an interrupted run goes on.
 
-    Use as a context manager; `finish` gives the file its name once every entry is there.
+    Use as a context manager; `finish` gives the file its name once every entry is there. `put` may be called from
+    several threads at once.
     """
 
     def __init__(self, path: Path, info: MomentsInfo) -> None:
@@ -238,12 +242,18 @@ class MomentsWriter:
                 file.truncate(info.n_bytes)
         self._layout = SafetensorsFile(self.partial)
         self._file = PositionalFile(self.partial, os.O_RDWR)
+        self._lock = Lock()
+        self._written: list[Entry] = []
+        self._n_unsynced = 0
 
     def __enter__(self) -> "MomentsWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        try:
+            self._commit()
+        finally:
+            self._file.close()
 
     @property
     def missing(self) -> list[Entry]:
@@ -253,7 +263,7 @@ class MomentsWriter:
         return [entry for entry, flag in zip(self.info.entries, flags, strict=True) if flag != 1]
 
     def put(self, entry: Entry, moments: Sequence[Moment]) -> None:
-        """Write an entry, a moment per expert; it counts as there once it has reached the disk."""
+        """Write an entry, a moment per expert; it counts as there once it has reached the disk, soon after."""
         if len(moments) != entry.n_expert:
             raise ValueError(f"{len(moments)} moments for the {entry.n_expert} experts of {entry.name}")
         diagonals = np.stack([moment.diagonal for moment in moments]).astype(np.float32)
@@ -273,11 +283,23 @@ class MomentsWriter:
         tokens = np.array([moment.n_tokens for moment in moments], "<i8")
         self._file.write(self._layout.offset(f"{entry.name}.tokens"), tokens)
         self._file.write(self._layout.offset(f"{entry.name}.weight"), np.array([m.weight for m in moments], "<f8"))
-        self._file.sync()
-        self._file.write(self._layout.offset(FINISHED) + self.info.entries.index(entry), b"\1")
+        with self._lock:
+            self._written.append(entry)
+            self._n_unsynced += sum(map(stored_bytes, entry.tensors()))
+            if self._n_unsynced > COMMITTED_EVERY:
+                self._commit()
+
+    def _commit(self) -> None:
+        """Let the entries that were written reach the disk, then say that they are there."""
+        if self._written:
+            self._file.sync()
+            for entry in self._written:
+                self._file.write(self._layout.offset(FINISHED) + self.info.entries.index(entry), b"\1")
+            self._written, self._n_unsynced = [], 0
 
     def finish(self) -> None:
         """Give the file its name. Raises MomentsError when an entry is missing."""
+        self._commit()
         if missing := self.missing:
             raise MomentsError(f"{self.path}: no moments of {missing[0].name} came; nothing is written")
         self._file.sync()
@@ -293,12 +315,15 @@ def _pack(block: np.ndarray) -> np.ndarray:
     scale = np.sqrt(block.diagonal().astype(np.float64))
     inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
     inverse *= FULL_SCALE
-    packed = np.empty(len(block) * (len(block) - 1) // 2, "<i2")
-    at = 0
-    for i in range(1, len(block)):
-        correlations = block[i, :i] * (inverse[i] / FULL_SCALE * inverse[:i])
-        packed[at : at + i] = np.rint(np.clip(correlations, -FULL_SCALE, FULL_SCALE))
-        at += i
+    packed, at = np.empty(len(block) * (len(block) - 1) // 2, "<i2"), 0
+    for start in range(0, len(block), PACKED_ROWS):
+        stop = min(start + PACKED_ROWS, len(block))
+        band = inverse[start:stop, None] / FULL_SCALE * inverse[:stop]
+        band *= block[start:stop, :stop]
+        np.rint(np.clip(band, -FULL_SCALE, FULL_SCALE, out=band), out=band)
+        for i, row in enumerate(band.astype("<i2"), start):
+            packed[at : at + i] = row[:i]
+            at += i
     return packed
 
 

@@ -5,7 +5,7 @@ Long because one pass feeds two files that must agree on what they have seen.
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -109,7 +109,7 @@ class Collecting:
         return by_weight(importance.sums, self.shared), self.done, moments
 
     def _prepare(self, model: "Model", options: "LoadOptions") -> None:
-        """Tokenize, and find out in a few tokens which matrices take which input."""
+        """Tokenize, and find out which matrices take which input."""
         from ..measure.calibration_text import shipped_text
         from ..measure.chunks import cut_chunks, digest
         from ..measure.importance import wanted
@@ -125,9 +125,7 @@ class Collecting:
         self.digest = " ".join(map(str, (digest(self.chunks), *same)))
         self.wants = wanted(self.request.process_output)
         self.wants_moments = lambda name: self.wants(name) or name in ("output.weight", "token_embd.weight")
-        self.shared, self.sources = survey(
-            model, options, self.chunks[0], self.wants_moments if self.request.moments else self.wants
-        )
+        self.shared, self.sources = survey(model, options, self.wants_moments if self.request.moments else self.wants)
         self.last = next((names[-1] for names in reversed(self.shared.values())), None)
 
     def _resume(self, importance: "Importance") -> int:
@@ -197,8 +195,7 @@ class Collecting:
             for each in passes:
                 with measure.Moments(each.entries, options.n_threads or default_threads()) as moments:
                     self._pass(model, options, importance, moments, done)
-                    for entry in each.entries:
-                        writer.put(entry, moments.moments(entry))
+                    moments.each(lambda entry, found: writer.put(entry, found))
                 done = len(chunks)
             if not passes:
                 self._pass(model, options, importance, None, done)
@@ -232,7 +229,7 @@ class Collecting:
         if at >= len(self.chunks):
             self.done = len(self.chunks)
             return
-        products = Products(self.wants_moments if moments else self.wants, take, self.last)
+        products = Products(self.wants_moments if moments else self.wants, take, self.last, routers=moments is not None)
         with ExitStack() as stack:
             stack.enter_context(threadpool_limits(1, "blas"))
             engine = stack.enter_context(TappedEngine(model, options, products))
@@ -285,25 +282,20 @@ class Collecting:
 
 
 def survey(
-    model: "Model", options: "LoadOptions", tokens: "np.ndarray", wanted: Callable[[str], bool]
+    model: "Model", options: "LoadOptions", wanted: Callable[[str], bool]
 ) -> "tuple[dict[str, list[str]], list[Source]]":
     """Return which matrices share an input, by the first of them in the graph's order, and what inputs there are."""
     import numpy as np
 
     from ..measure.moments import Source
-    from ..runner.products import Input, Products
+    from ..runner.engine import Cancelled
+    from ..runner.products import LEAST_ROWS, Survey
     from ..runner.tap import TappedEngine
 
-    sizes: dict[str, tuple[int, int]] = {}
-
-    def take(given: Input) -> None:
-        sizes[given.weight] = (given.x.shape[-1], given.n_expert)
-
-    products = Products(wanted, take)
-    with TappedEngine(model, options, products) as engine:
-        few = tokens[: min(len(tokens), 32)].tolist()
-        engine.decode_marked([(0, few)], np.ones(len(few), np.bool_))
-    return products.shared, [Source(tuple(products.shared[name]), *size) for name, size in sizes.items()]
+    survey = Survey(wanted, lambda: engine.cancel())
+    with TappedEngine(model, options, survey) as engine, suppress(Cancelled):
+        engine.decode_marked([(0, [0] * LEAST_ROWS)], np.ones(LEAST_ROWS, np.bool_))
+    return survey.shared, [Source(tuple(survey.shared[name]), *size) for name, size in survey.sizes.items()]
 
 
 def default_threads() -> int:

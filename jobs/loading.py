@@ -149,7 +149,7 @@ def _load(
     options = choose_options(file, facts, request, listener)
 
     def load(options: "LoadOptions") -> "tuple[Model, Engine]":
-        model = Model(path, options)
+        model = Model(path, options, file)
         for remark in model.remarks:
             listener.warn(remark)
         try:

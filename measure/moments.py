@@ -5,7 +5,7 @@ does not suffice for one.
 """
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -96,6 +96,7 @@ class Moments:
     def __init__(self, entries: Sequence[Entry], n_threads: int) -> None:
         self._by_weight = {weight: entry for entry in entries for weight in entry.weights}
         self._sums = {entry.name: _Sum(entry) for entry in entries}
+        ssyrk()  # before anyone limits the threads of libraries of BLAS: ours are threads enough
         self._pool = ThreadPoolExecutor(n_threads)
         self._waiting: list[tuple[np.ndarray, list[tuple[int, int, np.ndarray]]]] = []
         self._work = 0
@@ -148,6 +149,11 @@ class Moments:
             by_block.setdefault(id(job[3]), []).append(job)
         ordered = sorted(by_block.values(), key=lambda same: -sum(job[0].shape[0] * job[3].size for job in same))
         for _ in self._pool.map(_add_all, ordered):
+            pass
+
+    def each(self, take: Callable[[Entry, list[Moment]], None]) -> None:
+        """Hand over the moments of all entries, several at a time; `flush` must have been called."""
+        for _ in self._pool.map(lambda total: take(total.entry, self.moments(total.entry)), self._sums.values()):
             pass
 
     def moments(self, entry: Entry) -> list[Moment]:

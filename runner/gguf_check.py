@@ -24,12 +24,12 @@ TABLES = ("ffn_gate_tid2eid.weight",)
 NOT_FOR_WEIGHTS = {getattr(GGMLQuantizationType, name) for name in ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K")}
 
 
-def check_gguf(path: Path) -> GgufFile:
+def check_gguf(path: Path, file: GgufFile | None = None) -> GgufFile:
     """Read the header of a file, and of all its shards, and check what llama.cpp would end the process on.
 
-    Raises GgufError with the first problem, naming the file.
+    `file` is the header where it was just read. Raises GgufError with the first problem, naming the file.
     """
-    file = read_gguf(path)
+    file = file or read_gguf(path)
     demand_model(file)
     if file.metadata.get(Keys.Tokenizer.MODEL) == "bert":
         raise GgufError(f"{path}: its tokenizer is that of an encoder (bert), which makes embeddings and no text")

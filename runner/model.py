@@ -22,14 +22,14 @@ FAILS = 4
 class Model:
     """The one owner of a `llama_model`. Free it with `close` (or leave a `with` block) after its contexts."""
 
-    def __init__(self, path: Path, options: LoadOptions) -> None:
-        """Check the file, then load it; Ctrl-C ends that too.
+    def __init__(self, path: Path, options: LoadOptions, file: GgufFile | None = None) -> None:
+        """Check the file, whose header may be given, then load it; Ctrl-C ends that too.
 
         Raises GgufError or EngineError with one line that says why not.
         """
         api = llama()
         self.path = path
-        self.file: GgufFile = check_gguf(path)
+        self.file: GgufFile = check_gguf(path, file)
         parameters, self._keep = model_parameters(self.file, options)
         use_numa(options.numa)
         complaints: list[str] = []

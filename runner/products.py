@@ -29,7 +29,7 @@ class Input:
     - x: float32 [n_matrix, n_token, row_length], n_matrix being 1 for most; for experts
       [n_token, 1 or n_expert_used, row_length].
     - experts: int32 [n_token, n_expert_used], the likeliest first, or None; n_expert is 0 then.
-    - router: the weights that the experts' outputs get, float32 [n_token, n_expert_used].
+    - router: the weights that the experts' outputs get, float32 [n_token, n_expert_used], or None when not asked for.
     """
 
     weight: str
@@ -43,12 +43,20 @@ class Products:
     """A `cb_eval` callback that hands inputs of wanted matrices to a function; give it to a TappedEngine."""
 
     def __init__(
-        self, wanted: Callable[[str], bool], on_input: Callable[[Input], None], last: str | None = None
+        self,
+        wanted: Callable[[str], bool],
+        on_input: Callable[[Input], None],
+        last: str | None = None,
+        routers: bool = True,
     ) -> None:
-        """Listen for products of matrices that `wanted` accepts; what comes after that of `last` is not computed."""
+        """Listen for products of matrices that `wanted` accepts; what comes after that of `last` is not computed.
+
+        Without `routers` their weights are not read.
+        """
         self._wanted = cache(wanted)
         self._on_input = on_input
         self._last = last
+        self._reads_routers = routers
         self._error: BaseException | None = None
         self._seen: dict[tuple[int, bool], str] = {}
         self._router: int | None = None
@@ -107,7 +115,7 @@ class Products:
         if head.op == operations()[1]:
             experts = read_tensor(head.src[2], x.shape[1]).reshape(x.shape[1], -1)
             router = None
-            if self._router is not None:
+            if self._reads_routers and self._router is not None:
                 router = read_tensor(self._router, x.shape[1]).reshape(experts.shape)
             return Input(name, x[0], matrix.ne[2], experts, router)
         n_matrix = matrix.ne[2] * matrix.ne[3]
@@ -116,6 +124,27 @@ class Products:
         # As llama-imatrix does: what a matrix is multiplied by in turn is counted for it.
         turns = x.reshape(-1, *x.shape[2:])
         return Input(name, np.stack([turns[number::n_matrix].reshape(-1, x.shape[-1]) for number in range(n_matrix)]))
+
+
+class Survey(Products):
+    """Hears of all products of a graph before any is computed: `shared`, and `sizes` (row length, experts or 0).
+
+    `found` is called at the first of them, and may stop the computation.
+    """
+
+    def __init__(self, wanted: Callable[[str], bool], found: Callable[[], None]) -> None:
+        super().__init__(wanted, lambda _: None)
+        self.sizes: dict[str, tuple[int, int]] = {}
+        self._found = found
+
+    def _asked(self, tensor: int) -> bool:
+        if super()._asked(tensor):
+            head = TensorHead.from_address(tensor)
+            matrix, x = (TensorHead.from_address(source) for source in head.src[:2])
+            n_expert = matrix.ne[2] if head.op == operations()[1] else 0
+            self.sizes[weight_name(matrix.name)] = x.ne[0], n_expert
+            self._found()
+        return False
 
 
 def weight_name(name: bytes) -> str:

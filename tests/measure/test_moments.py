@@ -13,6 +13,7 @@ from moe_gguf.measure import moments as measure
 from moe_gguf.measure.chunks import CalibrationText, cut_chunks
 from moe_gguf.runner.model import Model
 from moe_gguf.runner.tap import capture
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from ..loaded_models import ONE_THREAD
 from ..runner.tiny_gguf import N_EXPERT, N_FF, N_LAYER
@@ -105,3 +106,11 @@ def test_products_are_added_to_the_lower_triangle(start: int, stop: int) -> None
     part = rows[:, start:stop].astype(np.float64)
     expected = np.where(np.tri(n, dtype=bool), part.T @ part + 1, 1)
     np.testing.assert_allclose(h, expected, atol=1e-4)
+
+
+def test_blas_is_there_before_its_threads_are_limited() -> None:
+    """A library that is loaded inside threadpool_limits is not limited: its threads and ours once took turns."""
+    measure.ssyrk.cache_clear()
+    with measure.Moments((), 1), threadpool_limits(1, "blas"):
+        assert measure.ssyrk.cache_info().currsize == 1
+        assert {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"} == {1}
