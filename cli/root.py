@@ -43,6 +43,7 @@ VERBS = {
     "routes": "Show which experts each token goes to.",
     "perplexity": "Measure how well a model predicts a text.",
     "compare": "Measure what quantizations change, against a base.",
+    "release": "Make a folder to publish: files, measurements, card.",
     "generate": "Complete a prompt.",
     "chat": "Talk to a model.",
     "verify": "Check GGUF files, here or on the hub, against their source.",

@@ -37,6 +37,7 @@ class Request:
 
     - texts: files; none is the text that ships, or nothing but `in_files`, which are added up.
     - n_ctx, n_chunk: tokens of a chunk, and how many chunks; None is all of the texts.
+    - text_names: what the file calls the texts; none is their paths.
     - coverage: go on beyond n_chunk until every expert has seen so many tokens; `raise_experts` then uses more
       experts per token, when the texts end before.
     - moments: the file of second moments to write too, with at most `memory` bytes of sums at a time.
@@ -45,6 +46,7 @@ class Request:
     model: str | Path | None
     output: Path
     texts: tuple[Path, ...] = ()
+    text_names: tuple[str, ...] = ()
     catalogue: Path | None = None
     in_files: tuple[Path, ...] = ()
     output_format: Literal["gguf", "dat"] = "gguf"

@@ -114,10 +114,21 @@ def prepare(request: Request) -> Prepared:
     return Prepared(request, base, variants, tuple((name, read_strict_text(path)) for name, path in request.texts))
 
 
-def run(prepared: Prepared, listener: Listener = SILENT) -> Report:
-    """Read the base, then each variant. Raises EngineError; Ctrl-C leaves logits that are saved to be gone on with."""
+def run(
+    prepared: Prepared,
+    listener: Listener = SILENT,
+    found: Callable[[BaseReport | VariantReport], object] = lambda report: None,
+) -> Report:
+    """Read the base, then each variant; `found` is told of each as soon as it is read.
+
+    Raises EngineError; Ctrl-C leaves logits that are saved to be gone on with.
+    """
+    variants: list[VariantReport] = []
     with _reference(prepared, listener) as reference:
-        variants = [_variant(prepared, file, reference, listener) for file in prepared.variants]
+        found(reference.report)
+        for file in prepared.variants:
+            variants.append(_variant(prepared, file, reference, listener))
+            found(variants[-1])
         n_token = reference.windows.n_chunk * reference.windows.n_scored
         report = Report(reference.report, tuple(variants), reference.windows.n_chunk, n_token)
     for plot in prepared.request.plots:

@@ -104,7 +104,11 @@ def prepare(request: Request) -> Prepared:
         raise OutputError(f"{request.output}: both files have this name; choose two")
     if request.coverage and file is not None and not any("_exps." in name for name in file.tensors):
         raise PlanError(f"{file.path}: has no experts, so --coverage has nothing to count")
-    texts = tuple(CalibrationText(str(path), read_strict(path), request.parse_special) for path in request.texts)
+    names = request.text_names or tuple(map(str, request.texts))
+    texts = tuple(
+        CalibrationText(name, read_strict(path), request.parse_special)
+        for name, path in zip(names, request.texts, strict=True)
+    )
     added = tuple(read_gguf_imatrix(path) for path in request.in_files)
     for path, matrix in zip(request.in_files, added, strict=True):
         check_belongs(path, matrix, file, added[0])

@@ -38,8 +38,9 @@ class Request:
     A mix is a choice of types: `stock(parse_file_type("Q4_K_M"))` of moe_gguf.quantize.stock_policy is llama.cpp's, and
     any other policy may be handed over. `outfile` is a .gguf file for one mix, a folder for any number, None the
     default; `include_weights` and `exclude_weights` are parts of names of tensors for which the imatrix counts, or does
-    not; `split_max_size` is bytes a shard, `keep_split` splits as the source is split; `verify` loads each finished
-    file in llama.cpp; `measure` asks for the relative errors per role of tensor.
+    not; `known_as` is what the metadata calls the imatrix, None its path; `from_gguf` reads a catalogue's model from
+    its full-precision GGUF where there is one; `split_max_size` is bytes a shard, `keep_split` splits as the source is
+    split; `verify` loads each finished file in llama.cpp; `measure` asks for the relative errors per role of tensor.
     """
 
     source: str | Path | None
@@ -48,6 +49,8 @@ class Request:
     outfile: str | None = None
     imatrix: Path | None = None
     moments: Path | None = None
+    known_as: str | None = None
+    from_gguf: bool = True
     budget: Budget | None = None
     include_weights: tuple[str, ...] = ()
     exclude_weights: tuple[str, ...] = ()
@@ -126,7 +129,13 @@ def prepare(request: Request, listener: Listener = SILENT) -> Prepared:
         raise PlanError("--moments and --imatrix exclude each other: moments say what an imatrix says, and more")
     with stoppable():
         source = plan_source(
-            request.source, request.catalogue, request.pre_tokenizer, request.gates, request.keep_split, listener
+            request.source,
+            request.catalogue,
+            request.pre_tokenizer,
+            request.gates,
+            request.keep_split,
+            listener,
+            request.from_gguf,
         )
         imatrix = _imatrix(request)
         moments = MomentsFile(request.moments) if request.moments else None
@@ -233,6 +242,8 @@ def _imatrix(request: Request) -> Imatrix | None:
             )
         return None
     matrix = load_imatrix(request.imatrix).restricted(request.include_weights, request.exclude_weights)
+    if request.known_as:
+        matrix = replace(matrix, path=request.known_as)
     return matrix if matrix.values else None
 
 

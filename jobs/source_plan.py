@@ -34,12 +34,14 @@ def plan_source(
     gates: GateRequest = DEFAULT_GATES,
     keep_split: bool = False,
     listener: Listener = SILENT,
+    from_gguf: bool = True,
 ) -> SourcePlan:
     """Open a GGUF file, a checkpoint folder, a recipe, or a name of `catalogue`; reads headers only.
 
-    With `keep_split` it must be a GGUF file. Raises MoeGgufError for what cannot be quantized.
+    `from_gguf` takes a catalogue's model from its full-precision GGUF, where it has been converted. With
+    `keep_split` it must be a GGUF file. Raises MoeGgufError for what cannot be quantized.
     """
-    resolved = resolve_source(argument, catalogue, prefer_gguf=True)
+    resolved = resolve_source(argument, catalogue, prefer_gguf=from_gguf)
     if resolved.kind is SourceKind.GGUF and resolved.path:
         file = read_gguf(resolved.path)
         groups = [{t.name for t in file.tensors.values() if t.path == shard} for shard in file.shards]

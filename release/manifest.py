@@ -100,7 +100,9 @@ class Published:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the model is. `chat` is a conversation and what the chat template makes of it."""
+    """What the model is. `template` is the kind of its chat template, `prompt` what that makes of a system prompt and a
+    question, `system` what it says where none is given; `repo` is where it will be published.
+    """
 
     name: str
     title: str
@@ -119,8 +121,10 @@ class ModelFacts:
     base_models: tuple[str, ...] = ()
     base_model_relation: str | None = None
     quantized_by: str | None = None
+    repo: str | None = None
     template: str | None = None
     prompt: str | None = None
+    system: str | None = None
     published: tuple[Published, ...] = ()
 
 
@@ -265,6 +269,14 @@ class RoutesFacts:
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """What is said in words of a file that agrees with the reference's likeliest token at least so often (0 to 1)."""
+
+    same_top: float
+    words: str
+
+
+@dataclass(frozen=True)
 class FileSpeed:
     """Tokens a second of one file: of the text that was read, and generated."""
 
@@ -296,6 +308,7 @@ class Manifest:
     against: tuple[OtherFile, ...] = ()
     machines: tuple[Machine, ...] = ()
     routes: RoutesFacts | None = None
+    judgements: tuple[Judgement, ...] = ()
     speed: Speed | None = None
     others: tuple[HashedFile, ...] = ()
     format: str = FORMAT
