@@ -97,7 +97,7 @@ function pasted(event) {
 }
 
 async function attach(list) {
-  for (const file of list) {
+  for (const file of [...list]) { // a copy: the list empties with the field that it came from
     if (file.size > LARGEST) {
       toast(`${file.name} is larger than 1 MB: a model's context has no room for it.`);
       continue;

@@ -76,12 +76,17 @@ export class AnswerView {
     this.who = el("h2", { className: "speaker" });
     this.thoughts = el("div", { className: "prose" });
     this.thinking = el("details", { className: "thoughts", hidden: true }, el("summary", {}, "Thoughts"), this.thoughts);
-    this.prose = el("div", { className: "prose", on: { click: (event) => this.clicked(event) } });
+    this.prose = el("div", { className: "prose said", on: { click: (event) => this.clicked(event) } });
     this.note = el("div", { className: "note", hidden: true });
     this.foot = el("div", { className: "foot" });
     this.details = el("div", { hidden: true });
     this.element = el("article", { className: "answer", data: { id: node.id } }, this.who, this.thinking, this.prose, this.note, this.foot, this.details);
     traceOf(node).then(() => { this.ready = true; this.grow(); this.update(); });
+  }
+
+  /** How many experts there are: the answer knows before the server has said it. */
+  get nExpert() {
+    return this.node.shares?.length ?? state.model?.nExpert ?? 0;
   }
 
   get busy() {
@@ -98,7 +103,7 @@ export class AnswerView {
     if (this.shownText === node.text) return;
     this.shownText = node.text;
     const trace = state.traces.get(node.id);
-    for (const block of showMarkdown(this.prose, node.text)) if (trace.tokens.length) paint(block, trace, state.model?.nExpert ?? 0);
+    for (const block of showMarkdown(this.prose, node.text)) if (trace.tokens.length) paint(block, trace, this.nExpert);
     if (this.open) this.showDetails();
   }
 
@@ -174,7 +179,7 @@ export class AnswerView {
   inspect(word = null) {
     const words = [...this.prose.querySelectorAll(".word")];
     if (!words.length) return toast("The tokens of this answer are no longer kept.");
-    showWord(word ?? words[0], words, state.traces.get(this.node.id), state.model?.nExpert ?? 0);
+    showWord(word ?? words[0], words, state.traces.get(this.node.id), this.nExpert);
   }
 
   edit() {

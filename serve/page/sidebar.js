@@ -104,7 +104,13 @@ function hit(conversation, wanted) {
 
 function rename(conversation, item) {
   const field = el("input", { value: conversation.title, className: "rename", "aria-label": "Title", maxLength: 120 });
-  const done = (save) => { if (field.isConnected) { field.remove(); if (save && field.value.trim()) actions.rename(conversation, field.value.trim()); else showList(); } };
+  let open = true;
+  const done = (save) => {
+    if (!open) return;
+    open = false;
+    if (save && field.value.trim()) actions.rename(conversation, field.value.trim());
+    else showList();
+  };
   field.addEventListener("keydown", (event) => { if (event.key === "Enter") done(true); else if (event.key === "Escape") { event.stopPropagation(); done(false); } });
   field.addEventListener("blur", () => done(true));
   item.replaceChildren(field);
