@@ -28,6 +28,10 @@ from .sampling import Sampler
 ABORTED, NO_ROOM = 2, 1
 
 
+class ContextFull(EngineError):
+    """The cache has no room for a batch; without other sequences it may."""
+
+
 class Feed(NamedTuple):
     """Tokens to append to a sequence; with a sampler, the token after the last of them is chosen.
 
@@ -114,10 +118,18 @@ class Engine:
     def choices(self, feeds: Sequence[Feed]) -> Iterator[tuple[int, "Choice"]]:
         """Do the work of `step` while being iterated: yield the number of a feed and its choice once there is one."""
         for parts in batches(feeds, self.n_batch):
-            rows = self._batch.fill(parts, self.cached)
-            self._decode(parts)
+            rows = self.decode(parts)
             done = [(part, row) for part, row in zip(parts, rows, strict=True) if part.sampler is not None]
-            yield from [(part.feed, self._choose(part, row)) for part, row in done]
+            yield from [(part.feed, self.choose(part, row)) for part, row in done]
+
+    def decode(self, parts: Sequence["Part"]) -> list[int]:
+        """Decode parts of at most n_batch tokens in one batch; return the row of each part's last token, for `choose`.
+
+        Raises Cancelled, ContextFull, and EngineError when llama.cpp fails; the sequences then hold what was decoded.
+        """
+        rows = self._batch.fill(parts, self.cached)
+        self._decode(parts)
+        return rows
 
     def decode_all(self, sequence: int, tokens: Sequence[int]) -> np.ndarray:
         """Append at most n_batch tokens; return the logits after each [tokens, n_vocab], a view until the next step."""
@@ -207,7 +219,8 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _choose(self, part: "Part", row: int) -> "Choice":
+    def choose(self, part: "Part", row: int) -> "Choice":
+        """Let a part's sampler choose the token after a row of the last batch. Raises EngineError (a grammar's end)."""
         assert part.sampler is not None
         token = part.sampler.sample(self.pointer, row)
         if part.n_logprobs is None:
@@ -229,7 +242,7 @@ class Engine:
                 self.resume()
                 raise Cancelled("cancelled")
             if status == NO_ROOM:
-                raise EngineError(
+                raise ContextFull(
                     f"the context of {self.n_ctx} tokens is full; use a larger -c/--ctx-size or a shorter prompt"
                 )
             raise EngineError(f"{self.model.path}: llama.cpp cannot compute: {first_reason(complaints)}")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ..formats.errors import EngineError
 from .engine import Choice, Engine, Feed, TokenLogprob
-from .model import is_end, piece, spell
+from .model import Model, is_end, piece, spell
 from .sampling import Sampler, SamplingOptions
 from .streaming import TextStream
 from .templates.endings import Endings
@@ -164,7 +164,7 @@ def advance(engine: Engine, generations: Sequence[Generation]) -> list[Piece]:
     pieces: list[Piece] = []  # feeds end in the order in which they are given
     try:
         for number, choice in engine.choices(feeds):
-            pieces.append(_take(engine, running[number], choice))
+            pieces.append(take(engine.model, running[number], choice, engine.room()))
     except EngineError:
         for generation, held in zip(running[len(pieces) :], before[len(pieces) :], strict=True):
             del generation.pending[: len(engine.cached[generation.sequence]) - held]
@@ -214,25 +214,25 @@ def speed(generation: Generation) -> Speed:
     )
 
 
-def _take(engine: Engine, generation: Generation, choice: Choice) -> Piece:
-    """Book a chosen token and decide whether the answer ends with it."""
+def take(model: Model, generation: Generation, choice: Choice, room: int) -> Piece:
+    """Book a chosen token and decide whether the answer ends with it; `room` is how many tokens still fit."""
     token = choice.token
     generation.latest_token = time.perf_counter()
     generation.first_token = generation.first_token or generation.latest_token
     generation.tokens.append(token)
     generation.pending = [token]
-    if is_end(engine.model, token) or token in generation.ends:
+    if is_end(model, token) or token in generation.ends:
         generation.finish, text = "end", ""
     elif token in generation.stop_tokens:
         generation.finish, text = "stop", ""
     else:
-        spelled = spell(engine.model, token, special=True) if token in generation.spelled else None
-        text = generation.stream.push(piece(engine.model, token) if spelled is None else spelled)
+        spelled = spell(model, token, special=True) if token in generation.spelled else None
+        text = generation.stream.push(piece(model, token) if spelled is None else spelled)
         if generation.stream.stopped is not None:
             generation.finish = "end" if generation.stream.stopped in generation.end_texts else "stop"
         elif 0 <= generation.n_predict <= len(generation.tokens):
             generation.finish = "length"
-        elif engine.room() < 1:
+        elif room < 1:
             generation.finish = "context"
     if generation.finish:
         text += generation.stream.flush()
