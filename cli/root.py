@@ -46,6 +46,7 @@ VERBS = {
     "release": "Make a folder to publish: files, measurements, card.",
     "generate": "Complete a prompt.",
     "chat": "Talk to a model.",
+    "serve": "Serve a model over HTTP, with a page to chat.",
     "verify": "Check GGUF files, here or on the hub, against their source.",
 }
 

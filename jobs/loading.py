@@ -117,12 +117,14 @@ def opened_model(
         yield model, options
 
 
-def load_model(path: Path, request: LoadRequest, listener: Listener = SILENT) -> "tuple[Model, Engine]":
+def load_model(
+    path: Path, request: LoadRequest, listener: Listener = SILENT, on_eval: object = None
+) -> "tuple[Model, Engine]":
     """Load a model and one context as `request` says, stepping down when memory does not suffice after all.
 
-    The caller closes both, the engine first. Raises GgufError or EngineError.
+    `on_eval`: see runner.engine.Engine. The caller closes both, the engine first. Raises GgufError or EngineError.
     """
-    return _load(path, request, listener)[0]
+    return _load(path, request, listener, on_eval)[0]
 
 
 def _load(

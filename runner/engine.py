@@ -67,7 +67,10 @@ class Engine:
     """
 
     def __init__(self, model: Model, options: LoadOptions, on_eval: Any = None) -> None:
-        """Make the context; `on_eval` is a `cb_eval` callback. Raises EngineError when it does not fit."""
+        """Make the context; `on_eval` is a `cb_eval` callback, or addresses of one in machine code and of its data.
+
+        Raises EngineError when it does not fit.
+        """
         api = llama()
         self.model = model
         if api.llama_model_has_encoder(model.pointer) or not api.llama_model_has_decoder(model.pointer):
@@ -77,7 +80,10 @@ class Engine:
         self._cancel = ctypes.create_string_buffer(1)
         parameters.abort_callback = nonzero_callback()
         parameters.abort_callback_data = ctypes.addressof(self._cancel)
-        if on_eval is not None:
+        if isinstance(on_eval, tuple):
+            parameters.cb_eval = api.ggml_backend_sched_eval_callback(on_eval[0])
+            parameters.cb_eval_user_data = on_eval[1]
+        elif on_eval is not None:
             parameters.cb_eval = on_eval
         self._on_eval = on_eval
         complaints: list[str] = []

@@ -1,0 +1,246 @@
+"""POST /v1/chat/completions: messages in, an answer in OpenAI's form out, whole or streamed."""
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import anyio.to_thread
+from starlette.responses import Response
+
+from ..runner.templates.message import Message, message_from_json
+from ..runner.templates.render import Rendered
+from ..runner.templates.thinking import ThoughtStream
+from .answer import Answer, Event
+from .errors import ApiError, api_error
+from .event_stream import DONE, EventStream, WholeAnswer, data
+from .requests import ChatRequest
+from .sampling_fields import sampling_of, schema_grammar
+from .service import Service, Settings
+from .telling import FINISH, Delta, Json, Teller
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that can be answered: its answers, not begun, and what tells each of them."""
+
+    request: ChatRequest
+    service: Service
+    answers: Sequence[Answer]
+    tellers: Sequence[Teller]
+    id: str
+    created: int
+
+    def chunk(self, choices: list[Json], **more: Any) -> Json:
+        """Return a chunk of a stream."""
+        return {
+            "id": self.id,
+            "object": "chat.completion.chunk",
+            "created": self.created,
+            "model": self.service.name,
+            "choices": choices,
+            **more,
+        }
+
+
+async def chat_completions(request: ChatRequest, service: Service, client: str) -> Response:
+    """Answer a request. Raises ApiError and EngineError before anything is sent."""
+    prepared = await anyio.to_thread.run_sync(prepare, request, service, client)
+    service.enter(prepared.answers)
+
+    def close() -> None:
+        service.cancel(prepared.answers)
+
+    if request.stream:
+        return EventStream(chunks(prepared), close, lambda error: data(api_error(error, service.hidden).as_json()))
+    return WholeAnswer(lambda: whole(prepared), close)
+
+
+def prepare(request: ChatRequest, service: Service, client: str) -> Prepared:
+    """Render and tokenize the messages, and make the samplers. Raises ApiError and EngineError."""
+    messages, tools = messages_of(request), list(request.tools or ())
+    rendered = service.chat.render(
+        messages, tools, request.chat_template_kwargs, request.add_generation_prompt is not False
+    )
+    prompt = service.chat.tokens(rendered)
+    settings = settings_of(request, service)
+    n = request.n or 1
+    answers = service.made([prompt] * n, seeded(settings, n), client)
+    tellers = [Teller(service.model, thoughts_of(request, service, rendered), request.x_experts) for _ in answers]
+    return Prepared(request, service, answers, tellers, f"chatcmpl-{uuid.uuid4().hex}", int(time.time()))
+
+
+def messages_of(request: ChatRequest) -> list[Message]:
+    """Return the messages. Raises EngineError that names the field which is wrong."""
+    return [message_from_json(message) for message in request.messages]
+
+
+def thoughts_of(request: ChatRequest, service: Service, rendered: Rendered) -> ThoughtStream:
+    """Return what tells thoughts from the answer."""
+    return ThoughtStream(None) if request.reasoning_format == "none" else service.chat.thoughts(rendered)
+
+
+def settings_of(request: ChatRequest, service: Service) -> Settings:
+    """Return how the prompt is to be answered. Raises ApiError and EngineError."""
+    sampling = sampling_of(request, service.sampling, service.model, service.engine.n_ctx)
+    if grammar := format_grammar(request):
+        if sampling.grammar:
+            raise ApiError(400, "give grammar or response_format, not both", "response_format")
+        sampling = replace(sampling, grammar=grammar)
+    limits = (request.max_completion_tokens, request.max_tokens, request.n_predict)
+    wanted = next((limit for limit in limits if limit is not None), service.options.n_predict)
+    stops = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+    if request.top_logprobs and not request.logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
+    return Settings(
+        sampling=sampling,
+        n_predict=wanted,
+        stops=stops,
+        endings=service.chat.endings,
+        spelled=service.chat.spelled,
+        n_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        asks_experts=bool(request.x_experts),
+        only_expert=request.x_only_expert,
+        seconds=request.t_max_predict_ms / 1000 if request.t_max_predict_ms else None,
+    )
+
+
+def seeded(settings: Settings, n: int) -> list[Settings]:
+    """Return settings for n answers to one prompt: a seed that was given counts up, so that they differ."""
+    seed = settings.sampling.seed
+    if seed is None:
+        return [settings] * n
+    return [replace(settings, sampling=replace(settings.sampling, seed=(seed + k) % 2**32)) for k in range(n)]
+
+
+def format_grammar(request: ChatRequest) -> str | None:
+    """Return the grammar that response_format asks for. Raises ApiError and EngineError."""
+    wanted = request.response_format
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return schema_grammar(wanted.schema or {})
+    if wanted.json_schema is None or wanted.json_schema.schema is None:
+        raise ApiError(400, "json_schema needs a schema", "response_format.json_schema")
+    return schema_grammar(wanted.json_schema.schema)
+
+
+async def chunks(prepared: Prepared) -> AsyncIterator[bytes]:
+    """Yield the events of a stream: for each answer its role, its text as it comes, why it ended; then the usage."""
+    request, answers = prepared.request, prepared.answers
+    usage_wanted = bool(request.stream_options and request.stream_options.include_usage)
+    begun: set[int] = set()
+    n_open = len(answers)
+    while n_open:
+        out = b""
+        for answer, events in by_answer(await answers[0].inbox.take()):
+            if answer.index not in begun:
+                begun.add(answer.index)
+                out += data(prepared.chunk([choice(answer.index, {"role": "assistant", "content": ""})]))
+            delta = prepared.tellers[answer.index].told(events)
+            if delta.text or delta.thought or delta.logprobs or delta.experts:
+                out += data(delta_chunk(prepared, answer, delta))
+            if delta.finish is not None:
+                n_open -= 1
+                out += data(prepared.chunk([choice(answer.index, {}, FINISH[delta.finish])], timings=timings(answer)))
+        if out:
+            yield out
+    if usage_wanted:
+        yield data(prepared.chunk([], usage=usage(answers)))
+    yield DONE
+
+
+def delta_chunk(prepared: Prepared, answer: Answer, delta: Delta) -> Json:
+    """Return the chunk of what an answer says next."""
+    said: Json = {}
+    if delta.thought:
+        said["reasoning_content"] = delta.thought
+    if delta.text:
+        said["content"] = delta.text
+    one = choice(answer.index, said)
+    if delta.logprobs:
+        one["logprobs"] = {"content": delta.logprobs, "refusal": None}
+    return prepared.chunk([one], **({"x_experts": delta.experts} if prepared.request.x_experts else {}))
+
+
+def choice(index: int, delta: Json, finish: str | None = None) -> Json:
+    """Return a choice of a chunk."""
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
+
+
+def by_answer(events: Sequence[tuple[Answer, Event]]) -> list[tuple[Answer, list[Event]]]:
+    """Return events by the answer that they are of, in order."""
+    if len(events) == 1:
+        return [(events[0][0], [events[0][1]])]
+    found: dict[int, tuple[Answer, list[Event]]] = {}
+    for answer, event in events:
+        found.setdefault(answer.index, (answer, []))[1].append(event)
+    return list(found.values())
+
+
+async def gathered(answers: Sequence[Answer], tellers: Sequence[Teller]) -> list[Delta]:
+    """Wait for all of some answers and return what each says."""
+    heard: list[list[Event]] = [[] for _ in answers]
+    n_open = len(answers)
+    while n_open:
+        for answer, event in await answers[0].inbox.take():
+            heard[answer.index].append(event)
+            n_open -= event.piece.finish is not None
+    return [teller.told(events) for teller, events in zip(tellers, heard, strict=True)]
+
+
+async def whole(prepared: Prepared) -> Json:
+    """Return the whole answer."""
+    told = await gathered(prepared.answers, prepared.tellers)
+    choices = []
+    for index, delta in enumerate(told):
+        message: Json = {"role": "assistant", "content": delta.text, "refusal": None}
+        if delta.thought:
+            message["reasoning_content"] = delta.thought.strip()
+        one: Json = {"index": index, "message": message, "finish_reason": FINISH[delta.finish or "end"]}
+        one["logprobs"] = {"content": delta.logprobs, "refusal": None} if prepared.request.logprobs else None
+        if prepared.request.x_experts:
+            one["x_experts"] = delta.experts
+        choices.append(one)
+    return {
+        "id": prepared.id,
+        "object": "chat.completion",
+        "created": prepared.created,
+        "model": prepared.service.name,
+        "choices": choices,
+        "usage": usage(prepared.answers),
+        "timings": timings(prepared.answers[0]),
+        **({"x_experts": told[0].experts} if prepared.request.x_experts else {}),
+    }
+
+
+def usage(answers: Sequence[Answer]) -> Json:
+    """Return what answers took, in tokens; those of a prompt that several answers share count once."""
+    n_prompt = answers[0].generation.n_prompt
+    n_answer = sum(len(answer.generation.tokens) for answer in answers)
+    return {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_answer,
+        "total_tokens": n_prompt + n_answer,
+        "prompt_tokens_details": {"cached_tokens": answers[0].generation.n_reused},
+    }
+
+
+def timings(answer: Answer) -> Json:
+    """Return what an answer took, by llama.cpp's names: tokens, milliseconds, tokens a second."""
+    generation, times = answer.generation, answer.times
+    n_prompt, n_answer = generation.n_prompt - generation.n_reused, len(generation.tokens)
+    prompt_ms = 1000 * max(times.first - times.begun, 0.0)
+    answer_ms = 1000 * max(times.last - times.first, 0.0)
+    return {
+        "cache_n": generation.n_reused,
+        "prompt_n": n_prompt,
+        "prompt_ms": round(prompt_ms, 3),
+        "prompt_per_token_ms": round(prompt_ms / max(n_prompt, 1), 4),
+        "prompt_per_second": round(1000 * n_prompt / prompt_ms, 2) if prompt_ms else 0.0,
+        "predicted_n": n_answer,
+        "predicted_ms": round(answer_ms, 3),
+        "predicted_per_token_ms": round(answer_ms / max(n_answer - 1, 1), 4),
+        "predicted_per_second": round(1000 * (n_answer - 1) / answer_ms, 2) if answer_ms else 0.0,
+    }

@@ -1,0 +1,114 @@
+"""The sequences of a context: what each holds, whose it is, and which one a prompt is read into.
+
+A sequence keeps what it holds when its answer has ended: the next turn of the same conversation goes on from there, and
+another prompt that begins in the same way copies the beginning, which the cache holds once.
+"""
+
+from ..runner.engine import Engine, shared_prefix
+from .answer import Answer
+
+# A beginning that another answer is just reading is waited for when it is this many tokens longer than what is there.
+WORTH_WAITING = 32
+
+
+class Sequences:
+    """Owners and contents of the sequences of an engine; for the thread that computes."""
+
+    def __init__(self, engine: Engine, n_active: int) -> None:
+        """Let `n_active` of the engine's sequences be answered at once; the others keep what was read."""
+        self.engine = engine
+        self.n_active = n_active
+        self.owners: list[Answer | None] = [None] * len(engine.cached)
+        self._routes: list[int | None] = [None] * len(engine.cached)
+        self._used = [0] * len(engine.cached)
+        self._tick = 0
+
+    @property
+    def active(self) -> list[Answer]:
+        """The answers that have a sequence, in the order in which they got it."""
+        found = [answer for answer in self.owners if answer is not None]
+        return sorted(found, key=lambda answer: answer.times.begun)
+
+    def has_place(self) -> bool:
+        """Whether another answer may begin."""
+        return sum(owner is not None for owner in self.owners) < self.n_active
+
+    def place(self, answer: Answer) -> None:
+        """Give an answer a sequence, with as much of its prompt as any sequence holds already."""
+        numbers, wanted = range(len(self.owners)), answer.whole[:-1]
+        alike = [number for number in numbers if self._routes[number] == answer.only_expert]
+        held = {number: shared_prefix(self.engine.cached[number], wanted) for number in alike}
+        source = max(alike, key=lambda number: (held[number], self.owners[number] is None), default=None)
+        n_shared = held[source] if source is not None else 0
+        reading = {
+            number: shared_prefix(owner.prompt, wanted)
+            for number in alike
+            if (owner := self.owners[number]) is not None and owner.is_reading
+        }
+        awaited = max(reading, key=lambda number: reading[number], default=None)
+        if awaited is not None and reading[awaited] >= n_shared + WORTH_WAITING:
+            answer.waits_for = (awaited, reading[awaited])
+        free = [number for number in numbers if self.owners[number] is None]
+        goes_on = source in free and 2 * n_shared >= len(self.engine.cached[source])
+        target = source if goes_on and source is not None else min(free, key=self._worth)
+        if target != source and not answer.waits_for:
+            self._inherit(source, target, n_shared)
+        self.owners[target], answer.sequence = answer, target
+        self._routes[target] = answer.only_expert
+        self._begin(answer)
+
+    def catch_up(self, answer: Answer) -> None:
+        """Copy what an answer waited for, once it is read; stop to wait when it will not be."""
+        if answer.waits_for is None or answer.sequence is None:
+            return
+        source, n_wanted = answer.waits_for
+        owner, n_held = self.owners[source], len(self.engine.cached[source])
+        wanted = answer.whole[:-1]
+        still_alike = owner is not None and shared_prefix(owner.prompt, wanted) >= n_wanted
+        if n_held < n_wanted and still_alike:
+            return
+        answer.waits_for = None
+        n_shared = shared_prefix(self.engine.cached[source], wanted)
+        if n_shared > len(self.engine.cached[answer.sequence]) and self._routes[source] == answer.only_expert:
+            self._inherit(source, answer.sequence, n_shared)
+            self._begin(answer)
+
+    def release(self, answer: Answer) -> None:
+        """Take an answer's sequence away; what it holds stays until the place is needed."""
+        if answer.sequence is not None:
+            self._tick += 1
+            self._used[answer.sequence] = self._tick
+            self.owners[answer.sequence] = None
+            answer.sequence = None
+
+    def forget_oldest(self) -> bool:
+        """Empty the sequence that was used longest ago and belongs to nobody; tell whether there was one."""
+        idle = [n for n, owner in enumerate(self.owners) if owner is None and self.engine.cached[n]]
+        if not idle:
+            return False
+        self.engine.forget(min(idle, key=lambda number: self._used[number]))
+        return True
+
+    def forget(self, number: int | None) -> None:
+        """Empty a sequence that belongs to nobody."""
+        if number is not None and self.owners[number] is None:
+            self.engine.forget(number)
+
+    def _worth(self, number: int) -> tuple[bool, int]:
+        return bool(self.engine.cached[number]), self._used[number]
+
+    def _inherit(self, source: int | None, target: int, n_shared: int) -> None:
+        self.engine.forget(target)
+        if source is not None and n_shared:
+            self.engine.copy(source, [target])
+
+    def _begin(self, answer: Answer) -> None:
+        """Keep of the sequence what the prompt begins with; the rest of the prompt is left to read."""
+        assert answer.sequence is not None
+        generation = answer.generation
+        generation.sequence = answer.sequence
+        whole = answer.whole
+        n_reused = self.engine.reuse(answer.sequence, whole)
+        generation.pending = whole[n_reused:]
+        if not generation.tokens:
+            generation.n_reused = n_reused

@@ -1,0 +1,191 @@
+"""A loaded model at work: prompts and settings in, answers out, by a scheduler that owns its context."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from gguf.constants import Keys
+
+from ..formats.errors import MoeGgufError
+from ..formats.gguf_file import GgufFile, read_gguf
+from ..jobs.listener import SILENT, Listener
+from ..jobs.loading import DEFAULT_LOAD, LoadRequest, load_model
+from ..models.summary import Summary, summarize_gguf
+from ..runner.engine import Engine
+from ..runner.generation import Generation
+from ..runner.model import Model
+from ..runner.recommended import with_recommended
+from ..runner.routing_tap import RoutingTap
+from ..runner.sampling import Sampler, SamplingOptions
+from ..runner.streaming import TextStream
+from ..runner.templates.chat_format import ChatFormat, TemplateOptions, chat_format
+from ..runner.templates.endings import Endings, stops_of
+from .answer import Answer, Event, Inbox, hand_out
+from .errors import ApiError
+from .scheduler import Limits, Scheduler
+
+# Sequences beside those that are answered at once: they keep prompts and conversations for later.
+KEPT_SEQUENCES = 12
+MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How models are loaded and what their answers are made with, unless a request says otherwise."""
+
+    load: LoadRequest = DEFAULT_LOAD
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    template: TemplateOptions = field(default_factory=TemplateOptions)
+    limits: Limits = field(default_factory=Limits)
+    n_predict: int = -1
+    seconds: float = 600.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one prompt is to be answered; n_predict -1 is until the model ends."""
+
+    sampling: SamplingOptions
+    n_predict: int = -1
+    stops: tuple[str, ...] = ()
+    endings: Endings | None = None
+    spelled: frozenset[int] = frozenset()
+    n_logprobs: int | None = None
+    asks_experts: bool = False
+    only_expert: int | None = None
+    seconds: float | None = None
+
+
+class Service:
+    """One model that answers. Make it with `opened`; `close` frees the model."""
+
+    def __init__(self, name: str, model: Model, engine: Engine, tap: RoutingTap | None, options: ModelOptions) -> None:
+        """Begin to work; answers arrive in the event loop that runs when they are submitted."""
+        self.name = name
+        self.model = model
+        self.engine = engine
+        self.options = options
+        self.summary: Summary = summarize_gguf(model.file)
+        self.chat: ChatFormat = chat_format(model, options.template)
+        self.sampling = with_recommended(options.sampling, model.file.metadata).sampling
+        self.has_router_tap = tap is not None
+        self.loaded = int(time.time())
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.scheduler = Scheduler(engine, options.limits, self._deliver, tap)
+        self.scheduler.start()
+
+    @property
+    def hidden(self) -> tuple[tuple[str, str], ...]:
+        """What no client may read of this machine, and what stands for it."""
+        return ((str(self.model.path), self.name), (str(self.model.path.parent), ""))
+
+    def submit(self, prompts: Sequence[list[int]], settings: Sequence[Settings], client: str = "") -> list[Answer]:
+        """Begin an answer to each prompt, all of one client and in one inbox; call it in the event loop.
+
+        Raises ApiError and EngineError for prompts and settings that cannot be, QueueFull and Stopped.
+        """
+        answers = self.made(prompts, settings, client)
+        self.enter(answers)
+        return answers
+
+    def enter(self, answers: Sequence[Answer]) -> None:
+        """Let answers wait for their turn; call it in the event loop. Raises QueueFull and Stopped."""
+        self._loop = asyncio.get_running_loop()
+        self.scheduler.submit(answers)
+
+    def made(self, prompts: Sequence[list[int]], settings: Sequence[Settings], client: str = "") -> list[Answer]:
+        """Return answers that have not begun; any thread may make them."""
+        inbox = Inbox()
+        return [
+            self._answer(*each, inbox, number, client)
+            for number, each in enumerate(zip(prompts, settings, strict=True))
+        ]
+
+    def cancel(self, answers: Sequence[Answer]) -> None:
+        """Drop those answers that have not ended."""
+        for answer in answers:
+            if answer.generation.finish is None and answer.failure is None:
+                self.scheduler.cancel(answer)
+
+    def close(self, seconds: float = 0.0) -> None:
+        """Let answers end for so long, then free the model."""
+        self.scheduler.stop(seconds)
+        self.engine.close()
+        self.model.close()
+
+    def _deliver(self, items: list[tuple[Answer, Event | None]]) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(hand_out, items)
+
+    def _answer(self, prompt: list[int], settings: Settings, inbox: Inbox, index: int, client: str) -> Answer:
+        self._check(prompt, settings)
+        sampling = settings.sampling
+        stops = stops_of(self.model, settings.stops)
+        endings = Endings() if settings.endings is None or sampling.ignore_eos else settings.endings
+        sampler = Sampler(self.model, sampling)
+        sampler.accept_prompt(prompt[-max(sampling.repeat_last_n, sampling.dry_penalty_last_n, 1) :])
+        generation = Generation(
+            sequence=-1,
+            sampler=sampler,
+            stream=TextStream((*stops.texts, *endings.texts)),
+            n_predict=settings.n_predict,
+            n_logprobs=settings.n_logprobs,
+            pending=list(prompt),
+            n_prompt=len(prompt),
+            n_reused=0,
+            ends=endings.tokens,
+            end_texts=endings.texts,
+            stop_tokens=stops.tokens,
+            spelled=settings.spelled,
+        )
+        seconds = self.options.seconds if settings.seconds is None else min(settings.seconds, self.options.seconds)
+        deadline = time.perf_counter() + seconds
+        return Answer(prompt, generation, inbox, index, client, settings.only_expert, settings.asks_experts, deadline)
+
+    def _check(self, prompt: list[int], settings: Settings) -> None:
+        n_ctx, n_vocab, n_expert = self.engine.n_ctx, self.model.n_vocab, self.summary.n_expert
+        if not prompt:
+            raise ApiError(400, "the prompt is empty", "prompt")
+        if len(prompt) >= n_ctx:
+            message = f"the prompt has {len(prompt)} tokens, the context {n_ctx}; shorten it"
+            raise ApiError(400, message, "messages", "context_length_exceeded")
+        if outside := [token for token in prompt if not 0 <= token < n_vocab]:
+            raise ApiError(400, f"token {outside[0]} is not in the vocabulary of {n_vocab}", "prompt")
+        if (settings.asks_experts or settings.only_expert is not None) and not self.has_router_tap:
+            raise ApiError(400, f"{self.name} is no mixture of experts", "x_experts")
+        if settings.only_expert is not None and settings.only_expert >= n_expert:
+            raise ApiError(400, f"there are the experts 0 to {n_expert - 1}", "x_only_expert")
+
+
+def opened(path: Path, options: ModelOptions, name: str | None = None, listener: Listener = SILENT) -> Service:
+    """Load a GGUF file and begin to serve it. Raises GgufError and EngineError."""
+    file = read_gguf(path)
+    n_sequences = min(options.limits.n_parallel + KEPT_SEQUENCES, MOST_SEQUENCES)
+    tap = routing_tap(file, options.load)
+    request = replace(options.load, n_seq_max=n_sequences)
+    model, engine = load_model(path, request, listener, tap.on_eval if tap else None)
+    try:
+        if tap:
+            tap.measure(engine.n_batch, engine.n_ubatch)
+        return Service(name or served_name(file, path), model, engine, tap, options)
+    except MoeGgufError:
+        engine.close()
+        model.close()
+        raise
+
+
+def routing_tap(file: GgufFile, load: LoadRequest) -> RoutingTap | None:
+    """Return what hears a mixture's routers, None for a dense model."""
+    n_expert = file.hyper(Keys.LLM.EXPERT_COUNT, 0)
+    n_used = load.n_expert_used or file.hyper(Keys.LLM.EXPERT_USED_COUNT, 0)
+    n_layer = file.hyper(Keys.LLM.BLOCK_COUNT, 0)
+    if not all(isinstance(each, int) and each > 0 for each in (n_expert, n_used, n_layer)):
+        return None
+    return RoutingTap(n_layer, n_expert, n_used)
+
+
+def served_name(file: GgufFile, path: Path) -> str:
+    """Return what clients call a model: its file's name without the suffix."""
+    return path.stem
