@@ -29,6 +29,7 @@ VERBS = {
     "inspect": "Show what is in a GGUF file or a checkpoint.",
     "calibrate": "Fit a GGUF's routers to sample texts for each expert.",
     "regate": "Replace the routers of a GGUF.",
+    "prune-experts": "Drop the experts that matter least.",
     "upgrade": "Bring an old GGUF file up to date.",
     "edit": "Change the metadata of a GGUF file.",
     "split": "Cut a GGUF file into shards.",
@@ -51,6 +52,11 @@ VERBS = {
 }
 
 
+def module_of(verb: str) -> str:
+    """Return the full name of a verb's module, whose command is named `command`."""
+    return f"{__package__}.{verb.replace('-', '_')}"
+
+
 class Verbs(click.Group):
     """A group whose commands are the modules of this folder, each with a click command named `command`."""
 
@@ -59,10 +65,10 @@ class Verbs(click.Group):
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import `cli/<verb>.py` and return its command."""
+        """Import `cli/<verb>.py` (with _ for -) and return its command."""
         if cmd_name not in VERBS:
             return None
-        return importlib.import_module(f".{cmd_name}", __package__).command
+        return importlib.import_module(module_of(cmd_name)).command
 
     def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
         """Parse; who reads `--help` may stop reading it."""

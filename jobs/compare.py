@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..runner.engine import Engine
 
 GENERATED = 32
+KEPT = "prune.experts.kept"  # what says that a file is another one with fewer experts
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def prepare(request: Request) -> Prepared:
             )
         for name, key in numbers.items():
             theirs, ours = base.hyper(key), variant.hyper(key)
-            if theirs != ours:
+            if theirs != ours and not (name == "experts" and KEPT in variant.metadata):
                 raise EngineError(
                     f"{variant.path}: {name} {ours}, the base has {theirs}: it is no variant of {base.path.name}"
                 )
@@ -301,7 +302,9 @@ def _variant(prepared: Prepared, file: GgufFile, reference: _Reference, listener
     from ..runner.interrupt import on_interrupt
 
     request, windows, stored = prepared.request, reference.windows, reference.stored
-    routing = Routing(int(np.max(file.hyper("{arch}.expert_count") or 0))) if reference.choices else None
+    n_expert = int(np.max(file.hyper("{arch}.expert_count") or 0))
+    same_experts = n_expert == int(np.max(prepared.base.hyper("{arch}.expert_count") or 0))
+    routing = Routing(n_expert) if reference.choices and same_experts else None
     agreement = Agreement() if routing else None
     load = measuring(request.load, windows.n_ctx)
     on_eval = routing.tap.callback if routing else None

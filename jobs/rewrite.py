@@ -92,7 +92,7 @@ def prepare(request: Request) -> Prepared:
         fields |= found
     changes += _edit(fields, request, file.path)
     plan = replace(plan, fields=fields)
-    entries = tuple(TensorEntry(one.name, one.shape, _type_of(one.source_type)) for one in plan.tensors)
+    entries = entries_of(plan)
     output = Output(request.output, fields, entries, "copy")
     if request.split_max_size:
         output = split_output(output, request.split_max_size)
@@ -165,9 +165,12 @@ def _edit(fields: dict[str, Field], request: Request, path: Path) -> list[str]:
     return changes
 
 
-def _type_of(source_type: str) -> Any:
+def entries_of(plan: Plan) -> tuple[TensorEntry, ...]:
+    """Return the tensors of a plan with the types that they have in its source; stacked ones of several are F32."""
     from gguf.constants import GGMLQuantizationType
 
-    if source_type == "mixed":
-        return GGMLQuantizationType.F32
-    return GGMLQuantizationType[source_type]
+    types = {"mixed": GGMLQuantizationType.F32}
+    return tuple(
+        TensorEntry(one.name, one.shape, types.get(one.source_type) or GGMLQuantizationType[one.source_type])
+        for one in plan.tensors
+    )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from moe_gguf.cli.root import VERBS
+from moe_gguf.cli.root import VERBS, module_of
 
 ROOT = Path(__file__).parent.parent
 FLOORS: tuple[tuple[str, ...], ...] = (
@@ -146,7 +146,10 @@ def test_the_command_line_imports_nothing_heavy() -> None:
 def loaded_with_the_verbs() -> set[Path]:
     """Return the files of cli/ that importing the verbs, `--help` included, runs; the others are imported in use."""
     loaded: set[Path] = set()
-    waiting = [ROOT / "cli" / f"{name}.py" for name in ("__init__", "root", *VERBS)]
+    waiting = [
+        ROOT / "cli" / f"{name}.py"
+        for name in ("__init__", "root", *(module_of(verb).rpartition(".")[2] for verb in VERBS))
+    ]
     while waiting:
         path = waiting.pop()
         if path not in loaded:

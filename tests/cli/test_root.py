@@ -39,7 +39,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_no_verb_loads_anything_heavy() -> None:
-    imports = "\n".join(f"import moe_gguf.cli.{verb}" for verb in root.VERBS)
+    imports = "\n".join(f"import {root.module_of(verb)}" for verb in root.VERBS)
     assert not loaded_by(imports) & HEAVY
 
 
