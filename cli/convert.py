@@ -7,7 +7,7 @@ import click
 from .models import MODEL, catalogue_path
 from .output_text import print_output, print_tensors
 from .terminal import TERMINAL, emit_json, verbosity
-from .writing import gate_request, writing_options
+from .writing import force_option, gate_request, writing_options
 
 OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 
@@ -30,6 +30,7 @@ OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 )
 @click.option("--no-verify", is_flag=True, help="Do not load the finished file in llama.cpp.")
 @writing_options
+@force_option("-f", "--force")
 @verbosity
 def command(source: str | None, **options: Any) -> None:
     """Write SOURCE as GGUF.

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..formats.words import count
+from .budget_options import budget_of, budget_options, print_budget, print_frontier, print_texts, wanted_of
 from .models import MODEL, catalogue_path
 from .output_text import print_output, print_tensors
 from .terminal import TERMINAL, detail, echo, emit_json, say, verbosity
-from .writing import gate_request, writing_options
+from .writing import force_option, gate_request, writing_options
 
 if TYPE_CHECKING:
-    from ..jobs.budgeting import Budget, BudgetReport
     from ..jobs.quantize import Report, RoundingReport
     from ..quantize.choices import MixOptions
     from ..quantize.file_types import FileType
@@ -24,9 +24,7 @@ READ_ONLY = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.command()
 @click.argument("source", type=MODEL, required=False)
 @click.option("--type", "types", multiple=True, metavar="TYPE", help="E.g. Q4_K_M; may be repeated.")
-@click.option("--target-size", metavar="SIZE", help="Choose types for a file of SIZE, e.g. 12GiB.")
-@click.option("--target-bpw", type=click.FloatRange(1, 16), help="The same for so many bits per weight.")
-@click.option("--sensitivity", type=READ_ONLY, help="What moe-gguf sensitivity measured of this model.")
+@budget_options
 @click.option(
     "-o",
     "--outfile",
@@ -67,6 +65,7 @@ READ_ONLY = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--verify", is_flag=True, help="Load each finished file in llama.cpp and decode once.")
 @click.option("--measure", is_flag=True, help="Report the relative error per role of tensor.")
 @writing_options
+@force_option("--force")
 @verbosity
 def command(source: str | None, **options: Any) -> None:
     """Write SOURCE in every --type requested, reading it only once.
@@ -76,13 +75,18 @@ def command(source: str | None, **options: Any) -> None:
     interrupted run.
     """
     from ..formats.sizes import parse_size
+    from ..jobs import checking, frontier
     from ..jobs import quantize as job
+    from ..jobs.groundwork import laid
     from ..quantize.overrides import parse_kv_override
     from ..quantize.stock_policy import stock
 
     split = options["split_max_size"]
-    if not (options["types"] or options["target_size"] or options["target_bpw"]):
+    budget = budget_of(options)
+    if not (options["types"] or budget):
         raise click.UsageError("say what to write: --type TYPE, or --target-size SIZE")
+    if options["frontier"] and options["types"]:
+        raise click.UsageError("--frontier writes nothing, so it goes without --type")
     request = job.Request(
         source=source,
         mixes=tuple(map(stock, file_types(options["types"]))) if options["types"] else (),
@@ -90,7 +94,7 @@ def command(source: str | None, **options: Any) -> None:
         outfile=options["outfile"],
         imatrix=options["imatrix"],
         moments=options["moments"],
-        budget=budget_of(options),
+        budget=budget,
         include_weights=options["include_weights"],
         exclude_weights=options["exclude_weights"],
         options=mix_options(options),
@@ -105,24 +109,18 @@ def command(source: str | None, **options: Any) -> None:
         force=options["force"],
         n_threads=options["threads"],
     )
-    prepared = job.prepare(request, TERMINAL)
-    report = prepared.report() if options["dry_run"] else job.run(prepared, TERMINAL)
+    wanted = wanted_of(options)
+    with laid(request, wanted, TERMINAL, keep=options["dry_run"] or options["frontier"]) as ready:
+        if options["frontier"]:
+            along = frontier.prepare(frontier.Request(ready.request, options["plots"]), TERMINAL)
+            places = frontier.run(along, TERMINAL)
+            emit_json(places.as_json()) if options["as_json"] else print_frontier(places)
+            return
+        prepared = job.prepare(ready.request, TERMINAL)
+        report = prepared.report() if options["dry_run"] else job.run(prepared, TERMINAL)
+        if not options["dry_run"] and checking.is_due(ready.request, wanted):
+            report = checking.checked(report, ready, wanted, TERMINAL)
     emit_json(report.as_json()) if options["as_json"] else show(report, options["dry_run"])
-
-
-def budget_of(options: Mapping[str, Any]) -> "Budget | None":
-    """Return the budget of --target-size or --target-bpw; what does not go together is bad usage."""
-    from ..formats.sizes import parse_size
-    from ..jobs.budgeting import Budget
-
-    size, bits, sensitivity = options["target_size"], options["target_bpw"], options["sensitivity"]
-    if size and bits:
-        raise click.UsageError("--target-size and --target-bpw exclude each other")
-    if bool(size or bits) != bool(sensitivity):
-        raise click.UsageError("--target-size or --target-bpw goes with --sensitivity FILE (moe-gguf sensitivity)")
-    if not sensitivity:
-        return None
-    return Budget(sensitivity, parse_size(size, "file") if size else None, bits)
 
 
 def file_types(names: Sequence[str]) -> "list[FileType]":
@@ -161,15 +159,6 @@ def mix_options(options: Mapping[str, Any]) -> "MixOptions":
     )
 
 
-def print_budget(budget: "BudgetReport") -> None:
-    """Print the types that were bought, by role, and the words that make llama-quantize do the same."""
-    for role, types in budget.table():
-        click.echo(f"  {role}: {types}")
-    click.echo(f"  predicted divergence {budget.allocation.predicted_kld:.4f} nats")
-    for pattern, qtype in budget.tensor_types:
-        detail(f"    {pattern}={qtype}")
-
-
 def print_rounding(rounding: "RoundingReport") -> None:
     """Say how weights were rounded."""
     error = "" if rounding.error is None else f": errors of outputs {rounding.error:.2f}x on held-out inputs"
@@ -193,6 +182,8 @@ def show(report: "Report", dry_run: bool) -> None:
             detail("    " + ", ".join(names))
         if one.rounding and one.rounding.kind == "calibrated":
             print_rounding(one.rounding)
+        if one.texts:
+            print_texts(one.texts)
         for role, error in (one.errors or {}).items():
             echo(f"  relative error of {role}: {error:.4f}")
         if dry_run:

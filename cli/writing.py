@@ -36,6 +36,12 @@ def gate_options(command: Command) -> Command:
     return _with(command, options)
 
 
+def force_option(*names: str) -> Callable[[Command], Command]:
+    """Give a command --force, or what it is called there."""
+    what = "Overwrite existing files; discard an unfinished run that does not match."
+    return click.option(*names, "force", is_flag=True, help=what)
+
+
 def writing_options(command: Command) -> Command:
     """Give a command what convert and quantize have in common."""
     options = (
@@ -47,12 +53,6 @@ def writing_options(command: Command) -> Command:
         ),
         gate_options,
         click.option("--allow-nonfinite", is_flag=True, help="Continue when a weight is NaN or infinite."),
-        click.option(
-            "-f",
-            "--force",
-            is_flag=True,
-            help="Overwrite existing files; discard an unfinished run that does not match.",
-        ),
         click.option("-t", "--threads", type=click.IntRange(1), help="Threads; by default one per core."),
         click.option("--dry-run", is_flag=True, help="Print the plan and exact sizes; write nothing."),
         click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),

@@ -6,26 +6,30 @@ from pathlib import Path
 from typing import Any
 
 from ..models.tensor_roles import role_of
-from ..quantize.budget import Allocation, allocate
-from ..quantize.file_types import FILE_TYPES, FileType
+from ..quantize.budget import Allocation
+from ..quantize.choices import MixOptions
+from ..quantize.file_types import parse_file_type
 from ..quantize.mixes import Mix, by_table
-from ..quantize.sensitivity import read_sensitivity
 from ..quantize.stock_policy import stock
-from ..quantize.variants import Knowledge, StoredType, Variant, plan_variants
+from ..quantize.variants import Knowledge, StoredType, plan_variants
 from ..writer.plan import Plan
-
-NEAREST = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0")
-# The most bytes that lie between two tensors of a file.
-PADDING = 32
+from .fitting import largest_that_fits
+from .purse import NEAREST, purse_of
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A size to keep to, bytes of the file or bits per weight, and the file of sensitivities that says how."""
+    """A size to keep to: bytes of the file, or bits per weight, or memory to run it in; and how tensors suffer.
 
-    sensitivity: Path
+    `vram` is bytes per device, `ram` bytes of the computer; the file then is the largest that runs there with a default
+    context. `sensitivity` is a file of `moe-gguf sensitivity`, None while it is still to be measured.
+    """
+
+    sensitivity: Path | None
     n_bytes: int | None = None
     bits_per_weight: float | None = None
+    vram: tuple[int, ...] = ()
+    ram: int | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class BudgetReport:
 
     n_bytes: int
     allocation: Allocation
+    rounding: str = "plain"
 
     @property
     def tensor_types(self) -> list[tuple[str, str]]:
@@ -41,6 +46,15 @@ class BudgetReport:
         return [
             (f"^{re.escape(name)}$".replace("\\_", "_"), qtype.name.lower())
             for name, qtype in self.allocation.types.items()
+        ]
+
+    def warnings(self, rounding: str) -> list[str]:
+        """Return what the user should know of a file that is rounded so."""
+        if self.rounding == rounding:
+            return []
+        return [
+            f"the sensitivities were measured with {self.rounding} rounding, and this file's is {rounding}: "
+            "another mix may be better; measure again"
         ]
 
     def as_json(self) -> dict[str, Any]:
@@ -58,34 +72,18 @@ class BudgetReport:
 
 
 def budgeted_mix(
-    budget: Budget, plan: Plan, stored: StoredType, plan_options: Any, known: Knowledge | None
+    budget: Budget, plan: Plan, stored: StoredType, options: MixOptions, known: Knowledge | None
 ) -> tuple[Mix, BudgetReport]:
     """Choose the types of a plan's tensors under a budget. Raises PlanError when nothing is small enough."""
-    sensitivity = read_sensitivity(budget.sensitivity)
-    whole = _planned(plan, stored, "Q8_0", plan_options, known)
-    movable = [choice for choice in whole.choices if not choice.kept and not choice.reason.startswith("--")]
-    others = _file_bytes(whole) - sum(choice.n_bytes for choice in movable)
-    n_weights = sum(tensor.n_weights for tensor in plan.tensors)
-    n_bytes = budget.n_bytes if budget.n_bytes is not None else int((budget.bits_per_weight or 0) * n_weights / 8)
-    allocation = allocate(movable, sensitivity, n_bytes - others - PADDING * len(movable))
-    file_type = _nearest(n_bytes, plan, stored, plan_options, known)
-    mix = by_table(f"{file_type.name}_X", file_type, allocation.types)
-    return mix, BudgetReport(n_bytes, allocation)
-
-
-def _planned(plan: Plan, stored: StoredType, name: str, options: Any, known: Knowledge | None) -> Variant:
-    return plan_variants(plan, stored, [stock(_file_type(name))], options, known)[1][0]
-
-
-def _file_bytes(variant: Variant) -> int:
-    return variant.output(Path("x.gguf"), "").n_bytes
-
-
-def _nearest(n_bytes: int, plan: Plan, stored: StoredType, options: Any, known: Knowledge | None) -> FileType:
-    """Return the stock type whose file is nearest in size."""
-    sizes = {name: _file_bytes(_planned(plan, stored, name, options, known)) for name in NEAREST}
-    return _file_type(min(sizes, key=lambda name: abs(sizes[name] - n_bytes)))
-
-
-def _file_type(name: str) -> FileType:
-    return next(file_type for file_type in FILE_TYPES if file_type.name == name)
+    variants = plan_variants(plan, stored, [stock(parse_file_type(name)) for name in NEAREST], options, known)[1]
+    purse = purse_of(budget.sensitivity, variants, sum(tensor.n_weights for tensor in plan.tensors))
+    n_bytes = budget.n_bytes
+    if budget.bits_per_weight is not None:
+        n_bytes = int(budget.bits_per_weight * purse.n_weights / 8)
+    elif n_bytes is None:
+        n_bytes = largest_that_fits(purse, budget.vram, budget.ram)
+    allocation = purse.at(n_bytes)
+    file_type = purse.file_type(n_bytes)
+    return by_table(f"{file_type.name}_X", file_type, allocation.types), BudgetReport(
+        n_bytes, allocation, purse.rounding
+    )

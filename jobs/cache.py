@@ -21,6 +21,8 @@ LIMIT_VARIABLE, LIMIT = "MOE_GGUF_CACHE_LIMIT", "20G"
 # NAME-DIGEST-TYPE.gguf, and what an unfinished one leaves; folders of a process that calibrates.
 BASE = re.compile(r"(?P<gguf>.+-[0-9a-f]{16}-(?:f32|bf16|q8_0)\.gguf)(?:\.(?:partial|journal|lock))?", re.IGNORECASE)
 FOLDER = re.compile(r"moe-gguf-(?P<process>\d+)-\w+")
+# What quantize measured on the way, for a run that was interrupted to go on.
+LEARNED = re.compile(r"moe-gguf-quantize-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def list_cache() -> Report:
     for path in folder.iterdir() if folder.is_dir() else ():
         if match := BASE.fullmatch(path.name):
             groups.setdefault(match["gguf"], []).append(path)
-        elif FOLDER.fullmatch(path.name) and path.is_dir():
+        elif (FOLDER.fullmatch(path.name) or LEARNED.fullmatch(path.name)) and path.is_dir():
             groups[path.name] = [path]
     found = [_entry(folder, name, paths) for name, paths in groups.items()]
     return Report(folder, cache_limit(), tuple(sorted(found, key=lambda entry: -entry.used)))

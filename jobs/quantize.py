@@ -86,7 +86,9 @@ class Prepared:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the user should know before anything is written."""
-        return (*self.plan.warnings, *(self.imatrix.warnings if self.imatrix else ()), *self._unmatched)
+        known = self.imatrix.warnings if self.imatrix else ()
+        bought = self.budget.warnings("calibrated" if self.calibration else "plain") if self.budget else ()
+        return (*self.plan.warnings, *known, *self._unmatched, *bought)
 
     @property
     def _unmatched(self) -> list[str]:

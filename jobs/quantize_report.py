@@ -41,6 +41,37 @@ class RoundingReport:
 
 
 @dataclass(frozen=True)
+class TextCheck:
+    """Mean KL divergences on a text, in nats with standard errors: of an output, and of its types rounded plainly.
+
+    The latter are None where there is nothing to compare with: the output is rounded plainly itself.
+    """
+
+    text: str
+    kld: float
+    error: float
+    plain_kld: float | None = None
+    plain_error: float | None = None
+
+    @property
+    def got_worse(self) -> bool:
+        """Whether calibrated rounding does worse than plain rounding, by more than chance would explain."""
+        if self.plain_kld is None or self.plain_error is None:
+            return False
+        return self.kld - self.plain_kld > 2 * (self.error**2 + self.plain_error**2) ** 0.5
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the stable JSON."""
+        return {
+            "text": self.text,
+            "kld": round(self.kld, 6),
+            "kld_error": round(self.error, 6),
+            "plain_kld": None if self.plain_kld is None else round(self.plain_kld, 6),
+            "plain_kld_error": None if self.plain_error is None else round(self.plain_error, 6),
+        }
+
+
+@dataclass(frozen=True)
 class VariantReport:
     """One output: what fell back, and after a run whose kernels were replaced and the errors that were measured."""
 
@@ -50,6 +81,7 @@ class VariantReport:
     errors: Mapping[str, float] | None = None
     rounding: RoundingReport | None = None
     budget: BudgetReport | None = None
+    texts: tuple[TextCheck, ...] = ()
 
     @property
     def fallbacks(self) -> list[Fallback]:
@@ -74,6 +106,8 @@ class VariantReport:
             report["budget"] = self.budget.as_json()
         if self.rounding is not None:
             report["rounding"] = self.rounding.as_json()
+        if self.texts:
+            report["texts"] = [text.as_json() for text in self.texts]
         if self.errors is not None:
             report["errors"] = dict(self.errors)
         return report

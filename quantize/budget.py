@@ -66,6 +66,10 @@ class Frontier:
         """The bytes at which every tensor has its best type."""
         return self.sizes[-1]
 
+    def types_at(self, n_steps: int) -> dict[str, Option]:
+        """Return what every tensor has after the first `n_steps` steps."""
+        return {name: _hull(row)[0] for name, row in self.options.items()} | dict(self.steps[:n_steps])
+
     def at(self, n_bytes: int) -> Allocation:
         """Return the mix of at most so many bytes: the steps that fit, and what is left spent on what gains most.
 
@@ -75,9 +79,7 @@ class Frontier:
             raise PlanError(
                 f"the smallest types of these tensors take {self.sizes[0]:,} bytes, more than {max(n_bytes, 0):,}"
             )
-        chosen = {name: _hull(row)[0] for name, row in self.options.items()}
-        chosen |= dict(self.steps[: bisect_right(self.sizes, n_bytes) - 1])
-        chosen = _spend(self.options, chosen, n_bytes)
+        chosen = _spend(self.options, self.types_at(bisect_right(self.sizes, n_bytes) - 1), n_bytes)
         cost = self.floor + sum(option.cost for option in chosen.values())
         return Allocation({name: option.qtype for name, option in chosen.items()}, _size(chosen), cost)
 
