@@ -1,10 +1,12 @@
 """What was made, measured and computed becomes a manifest, with the small files that it lists: recipe, Modelfiles."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..jobs.sources import CATALOGUE_FILE
 from .card import JUDGEMENTS
 from .chat_template import template_of
 from .ledger import Ledger
@@ -53,6 +55,8 @@ class Pieces:
         small = dict(ollama.files())
         if recipe is not None:
             small[RECIPE] = recipe.source.strip() + "\n"
+        if (catalogue := self.catalogue_text()) is not None:
+            small[CATALOGUE_FILE] = catalogue
         released = tuple(self.released(made, ollama, small) for made in self.files)
         manifest = Manifest(
             model=facts,
@@ -105,6 +109,16 @@ class Pieces:
         keys = ("title", "description", "license", "language", "tags", "datasets", "size_label")
         said = {key: getattr(entry, key) for key in keys}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in said.items() if value}
+
+    def catalogue_text(self) -> str | None:
+        """Return a catalogue with this model alone, from which its names and words are taken again; None for a path."""
+        said, source = self.catalogued(), self.found.source
+        if not said or (source.hub is None and self.found.recipe is None):
+            return None
+        place = {"hub": source.hub} if source.hub else {"path": RECIPE}
+        lines = [f"[models.{json.dumps(source.name)}]"]
+        lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in {**said, **place}.items()]
+        return "\n".join(lines) + "\n"
 
     def released(self, made: Made, ollama: Ollama, small: dict[str, str]) -> ReleasedFile:
         """Return one type with all that is known of it."""

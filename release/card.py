@@ -183,7 +183,9 @@ def first_choice(manifest: Manifest) -> ReleasedFile | None:
 def again(manifest: Manifest) -> str:
     """Return the command that makes the same files from what lies in the folder."""
     options, calibration = manifest.options, manifest.calibration
-    words = ["moe-gguf release", manifest.recipe.file.name if manifest.recipe else manifest.source.name]
+    named = "models.toml" in {other.name for other in manifest.others}
+    recipe = manifest.recipe.file.name if manifest.recipe else manifest.source.name
+    words = ["moe-gguf release", manifest.source.name if named else recipe]
     if manifest.recipe and manifest.recipe.gates:
         words.append(f"--gates {manifest.recipe.gates.name}")
     words.append(f"--types {','.join(options.types)}")

@@ -173,6 +173,8 @@ def _with_system(render: Render) -> Frames | None:
         if not (before_user.startswith(before_system) and before_user.endswith(system_user)):
             return None
         default = before_user[len(before_system) : len(before_user) - len(system_user)]
+        if not default:  # an empty system message is none to Ollama
+            return None
         shared = _common_ending(system_user, answer_user)
         before_user = shared.partition("\n")[2] or shared
     return Frames(

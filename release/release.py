@@ -22,6 +22,7 @@ from .ledger import Ledger, digest
 from .making import RECIPE, Made, Maker, described
 from .manifest import MANIFEST, HashedFile, Manifest, manifest_text, parsed, plain
 from .measuring import Measurer
+from .names import mistaken
 from .programs import versions
 from .request import ROUNDINGS, Request
 from .sources import find_source
@@ -123,6 +124,8 @@ def _run(prepared: Prepared, listener: Listener) -> Report:
     reference = maker.make_reference(gates) if measures or collects else None
     importance, notes = maker.make_importance(reference)
     files = maker.make_files(gates, importance, reference)
+    for sentence in mistaken({made.path.name: made.type for made in files}):
+        listener.warn(sentence)
     others = [described([path]) for path in request.against]
     measured = routes = None
     if measures and reference:
