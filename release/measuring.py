@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 LOGITS = "reference.logits"
 # Tokens of each text that are followed through the routers.
-ROUTED = 2048
+ROUTED = 1024
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,19 @@ def test_a_file_is_released_plainly_and_in_shards(first: Report, tmp_path: Path,
     assert not (report.folder / "recipe.yml").exists()
 
 
+def test_weights_are_rounded_by_moments_where_that_is_asked(recipe: Path, tmp_path: Path) -> None:
+    report = released(request_of(recipe, tmp_path / "out"), rounding="calibrated", types=("Q4_K_M",), texts=())
+    known = report.manifest.calibration
+    assert known and known.moments and known.imatrix and known.n_chunk == 1
+    assert known.moments.name not in read_checksums(report.folder)
+    assert "errors cancel in the output" in (report.folder / "README.md").read_text()
+    given = tmp_path / "out.work" / "moments.safetensors"
+    again = released(
+        request_of(recipe, tmp_path / "again"), rounding="calibrated", types=("Q4_K_M",), texts=(), moments=given
+    )
+    assert again.manifest.files == report.manifest.files
+
+
 def test_other_publishers_files_are_measured_too(first: Report, recipe: Path, tmp_path: Path) -> None:
     theirs = tmp_path / "Theirs-Q4_K_M.gguf"
     theirs.write_bytes((first.folder / first.manifest.files[1].name).read_bytes())
