@@ -28,7 +28,7 @@ TYPES = {
 # No script or style but our files', nothing from or to other hosts, no frame around the page. Markup from strings is
 # made by DOMPurify's policy alone. Styles that scripts set on elements (KaTeX's, the strips) need no permission.
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; img-src 'self' data:; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types dompurify"
 )

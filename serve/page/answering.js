@@ -104,6 +104,7 @@ function fail(node, error) {
   if (!(error instanceof ServerError)) console.error(error);
   node.error = error instanceof ServerError ? error.message : "The page could not read the server's answer.";
   if (error.wants === "key") actions.wantKey(error.message);
+  if (error.wants === "server") actions.connect(false);
 }
 
 const spoken = ({ text, finish }) => (finish === "stopped" ? "Stopped." : text.length < 800 ? `Answer: ${text}` : `The answer is complete: ${text.split(/\s+/).length} words.`);

@@ -3,7 +3,7 @@
 let key = null;
 try { key = sessionStorage.getItem("key"); } catch { /* asked for again after a reload */ }
 
-/** A failure, as a sentence for the person; `wants` is "key" when the server asks for one. */
+/** A failure, as a sentence for the person; `wants` is what would help: a "key", or the "server" itself. */
 export class ServerError extends Error {
   constructor(sentence, wants = null) {
     super(sentence);
@@ -24,7 +24,7 @@ async function ask(path, options = {}) {
     response = await fetch(path, { ...options, headers, cache: "no-store" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ServerError("The server does not answer. Is moe-gguf serve still running?");
+    throw new ServerError("The server does not answer. Is moe-gguf serve still running?", "server");
   }
   if (!response.ok) throw await refusal(response);
   return response;
@@ -84,7 +84,7 @@ export async function* answer(body, signal) {
     if (chunk.error) throw new ServerError(sentence(chunk.error.message) || "The server broke off.");
     yield piece(chunk);
   }
-  throw new ServerError("The connection broke off before the answer was complete.");
+  throw new ServerError("The connection broke off before the answer was complete.", "server");
 }
 
 function piece(chunk) {
@@ -120,7 +120,7 @@ async function* events(stream) {
         read = await reader.read();
       } catch (error) {
         if (error.name === "AbortError") throw error;
-        throw new ServerError("The connection to the server broke off.");
+        throw new ServerError("The connection to the server broke off.", "server");
       }
       if (read.done) return;
       const lines = (held + read.value).split(/\r?\n/);

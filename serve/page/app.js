@@ -124,8 +124,8 @@ Object.assign(actions, {
 
 const forget = (ids) => { ids.forEach((id) => state.traces.delete(id)); return store.remove("traces", ids); };
 
-/** Ask the server what the model is; goes on asking while it does not answer. */
-async function connect() {
+/** Ask the server what the model is; goes on asking while it does not answer. With `aloud` that is said at the top. */
+async function connect(aloud = true) {
   try {
     state.modelIds = await models();
     if (!state.modelIds.includes(state.modelId)) state.modelId = state.modelIds.includes(preference("model")) ? preference("model") : state.modelIds[0] ?? null;
@@ -137,10 +137,22 @@ async function connect() {
   } catch (error) {
     const said = error instanceof ServerError ? error.message : "The server's answer could not be read: it is perhaps not moe-gguf serve.";
     if (error.wants === "key") return actions.wantKey(said);
-    showBanner(said, "Try now", connect);
+    if (aloud) showBanner(said, "Try now", () => connect());
     clearTimeout(connect.timer);
-    connect.timer = setTimeout(connect, ASK_AGAIN);
+    connect.timer = setTimeout(connect, ASK_AGAIN, aloud);
   }
+}
+
+/** Take over what another tab has kept since. */
+async function refresh() {
+  if (document.hidden) return;
+  for (const kept of await store.all("conversations")) {
+    const known = state.conversations.get(kept.id);
+    if (known && (known.updated >= kept.updated || isBusy(known))) continue;
+    state.conversations.set(kept.id, kept);
+    if (kept.id === state.current.id) state.current = kept;
+  }
+  showAll();
 }
 
 async function start() {
@@ -153,6 +165,7 @@ async function start() {
   makeComposer();
   startKeys();
   document.getElementById("scroll").addEventListener("scroll", showJump, { passive: true });
+  document.addEventListener("visibilitychange", refresh);
   const wanted = location.hash.slice(1);
   open(state.conversations.has(wanted) ? wanted : null);
   if (!lasting) toast("This browser keeps nothing here: conversations last until the page is closed.");
@@ -160,5 +173,5 @@ async function start() {
   await connect();
 }
 
-actions.openSettings = openSettings;
+actions.connect = connect;
 start();

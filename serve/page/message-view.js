@@ -32,7 +32,7 @@ function editor(node, save, close) {
   const form = el("div", { className: "editor" }, area, el("div", { className: "buttons" },
     el("button", { type: "button", on: { click: close } }, "Cancel"),
     el("button", { type: "button", className: "primary", on: { click: done } }, node.role === "user" ? "Send as a new branch" : "Keep as a new version")));
-  setTimeout(() => { area.focus(); area.setSelectionRange(area.value.length, area.value.length); });
+  queueMicrotask(() => { area.focus(); area.setSelectionRange(area.value.length, area.value.length); });
   return form;
 }
 

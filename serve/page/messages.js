@@ -18,10 +18,10 @@ const nearEnd = () => scroll().scrollHeight - scroll().scrollTop - scroll().clie
 /** Show the current conversation as it is now. */
 export function showMessages() {
   const { current } = state;
-  const other = shown !== current.id;
+  const other = shown !== current;
   if (other) {
     views = new Map();
-    shown = current.id;
+    shown = current;
     closePopover(false);
   }
   const follow = other || nearEnd();
@@ -113,8 +113,8 @@ const EXAMPLES = [
 ];
 
 function count(n) {
-  const [size, unit] = n >= 1e9 ? [1e9, "B"] : [1e6, "M"];
-  return `${(n / size).toPrecision(3).replace(/\.0+$/, "")} ${unit}`;
+  const [size, unit] = n >= 1e9 ? [1e9, "B"] : n >= 1e6 ? [1e6, "M"] : [1e3, "K"];
+  return `${(n / size).toPrecision(3).replace(/\.0+$/, "")}\u00a0${unit}`;
 }
 
 /** Return what the model is, in one line. */

@@ -29,7 +29,7 @@ export function ranked(shares) {
 }
 
 /** Say shares in words. */
-export const inWords = (shares) => ranked(shares).map(({ expert, share }) => `${nameOf(expert)} ${Math.round(share * 100)} %`).join(", ");
+export const inWords = (shares) => ranked(shares).map(({ expert, share }) => `${nameOf(expert)} ${Math.round(share * 100)}\u00a0%`).join(", ");
 
 /** Return a gradient with hard edges: a stripe per expert, as wide as its share, in the experts' order. */
 export function gradient(shares) {
@@ -58,7 +58,7 @@ export function legend() {
 
 /** Make the button that shows an answer's shares as a bar and opens the details. */
 export function shareBar(shares, open, toggle) {
-  const first = ranked(shares).slice(0, 2).map(({ expert, share }) => el("span", {}, dot(expert), `${nameOf(expert)} ${Math.round(share * 100)} %`));
+  const first = ranked(shares).slice(0, 2).map(({ expert, share }) => el("span", {}, dot(expert), `${nameOf(expert)} ${Math.round(share * 100)}\u00a0%`));
   const bar = el("span", { className: "bar", style: { "background-image": gradient(shares) } });
   return el("button", { type: "button", className: "shares", "aria-expanded": String(open), "aria-label": `Who spoke: ${inWords(shares)}. Details`, on: { click: toggle } }, bar, first);
 }
