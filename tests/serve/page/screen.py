@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Browser, ConsoleMessage, Locator, Page
 
 PATIENCE = 10_000  # milliseconds
 
@@ -20,7 +20,11 @@ class Screen:
         self.complaints: list[str] = []
         page.set_default_timeout(PATIENCE)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("console", lambda line: line.type == "error" and self.complaints.append(line.text))
+        page.on("console", self._hear)
+
+    def _hear(self, line: "ConsoleMessage") -> None:
+        if line.type == "error":
+            self.complaints.append(line.text)
 
     @classmethod
     @contextmanager
@@ -52,12 +56,14 @@ class Screen:
         self.find("#message").fill(text)
         self.find("#message").press("Enter")
 
-    def ask(self, text: str) -> None:
-        """Write a message and wait for the answer's end."""
+    def ask(self, text: str) -> dict[str, Any]:
+        """Write a message and wait for the answer's end. Returns what the (first) request asked for."""
         before = self.find("article.answer").count()
-        self.write(text)
+        with self.page.expect_request("**/v1/chat/completions") as request:
+            self.write(text)
         self.page.wait_for_function("n => document.querySelectorAll('article.answer').length > n", arg=before)
         self.wait()
+        return request.value.post_data_json or {}
 
     def wait(self) -> None:
         """Wait until nothing is being answered."""
