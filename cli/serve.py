@@ -1,5 +1,6 @@
 """`moe-gguf serve`: an OpenAI-compatible server with a chat page."""
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -7,6 +8,7 @@ import click
 from .llama_words import LlamaCommand
 from .loading import load_request, loading_options
 from .models import MODEL, catalogue_path
+from .numbers import FiniteRange
 from .sampling_options import build_sampling, sampling_options
 from .template_options import build_template, template_options
 from .terminal import TERMINAL, verbosity
@@ -18,6 +20,19 @@ from .terminal import TERMINAL, verbosity
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port to listen at; 0 is a free one."
 )
+@click.option("--api-key", "api_keys", multiple=True, metavar="KEY", help="A key that clients must give; repeatable.")
+@click.option(
+    "--api-key-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Read keys from this file, one a line. The variable MOE_GGUF_API_KEY may hold one too.",
+)
+@click.option(
+    "--cors-origin",
+    "origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Let pages of this origin ask, such as https://example.org; repeatable; * is all.",
+)
 @click.option(
     "-np",
     "--parallel",
@@ -26,6 +41,21 @@ from .terminal import TERMINAL, verbosity
     default=4,
     show_default=True,
     help="Answers that are made at once; others wait.",
+)
+@click.option(
+    "--queue",
+    type=click.IntRange(0, 100_000),
+    default=128,
+    show_default=True,
+    help="Requests that may wait; more are told to try again later.",
+)
+@click.option(
+    "-to",
+    "--timeout",
+    type=FiniteRange(min=1),
+    default=600.0,
+    show_default=True,
+    help="Seconds after which an answer ends.",
 )
 @click.option(
     "-n",
@@ -45,6 +75,11 @@ def command(
     model: str | None,
     host: str,
     port: int,
+    api_keys: tuple[str, ...],
+    api_key_file: Path | None,
+    origins: tuple[str, ...],
+    queue: int,
+    timeout: float,
     parallel: int,
     n_predict: int,
     **values: Any,
@@ -55,15 +90,18 @@ def command(
     """
     from ..jobs.sources import resolve_gguf
     from ..serve import server
+    from ..serve.guard import access
     from ..serve.scheduler import Limits
     from ..serve.service import ModelOptions
 
+    allowed = access(host, api_keys, api_key_file, origins)
     options = ModelOptions(
         load=load_request(values),
         sampling=build_sampling(values),
         template=build_template(values),
-        limits=Limits(parallel),
+        limits=Limits(parallel, queue),
         n_predict=n_predict,
+        seconds=timeout,
     )
-    request = server.Request(resolve_gguf(model, catalogue_path()), host, port, options)
+    request = server.Request(resolve_gguf(model, catalogue_path()), host, port, allowed, options)
     server.run(request, TERMINAL, lambda address: click.echo(f"listening on {address}", err=True))

@@ -1,8 +1,9 @@
 """The web application: paths to what answers them, over the models that are loaded."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
+from anyio.to_thread import run_sync
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -12,13 +13,17 @@ from starlette.routing import BaseRoute, Route
 from ..formats.errors import MoeGgufError
 from .bodies import read_body
 from .chat import chat_completions
+from .completions import completions
+from .embeddings import embeddings
 from .errors import ApiError, api_error
 from .event_stream import json_response, refusal
-from .facts import model_list, props
-from .requests import ChatRequest, decode
+from .facts import model_entry, model_list, props
+from .requests import ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, TokenizeRequest, decode
 from .service import Service
+from .texts import detokenized, templated, tokenized
+from .watching import metrics, slots
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+Record = TypeVar("Record")
 
 
 class Application:
@@ -31,14 +36,20 @@ class Application:
 
     def routes(self) -> list[BaseRoute]:
         """Return the paths of the API."""
+        get = (
+            *(("/health", self.health), ("/v1/health", self.health), ("/props", self.props), ("/slots", self.slots)),
+            *(("/v1/models", self.models), ("/models", self.models), ("/metrics", self.metrics)),
+            ("/v1/models/{name:path}", self.model),
+        )
+        post = (
+            *(("/v1/chat/completions", self.chat), ("/chat/completions", self.chat)),
+            *(("/v1/completions", self.completions), ("/completions", self.completion)),
+            *(("/completion", self.completion), ("/v1/embeddings", self.embeddings), ("/embeddings", self.embeddings)),
+            *(("/tokenize", self.tokenize), ("/detokenize", self.detokenize), ("/apply-template", self.apply_template)),
+        )
         return [
-            Route("/health", self.health),
-            Route("/v1/health", self.health),
-            Route("/props", self.props),
-            Route("/v1/models", self.models),
-            Route("/models", self.models),
-            Route("/v1/chat/completions", self.chat, methods=["POST"]),
-            Route("/chat/completions", self.chat, methods=["POST"]),
+            *(Route(path, endpoint, methods=["GET"]) for path, endpoint in get),
+            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in post),
         ]
 
     async def health(self, _: Request) -> Response:
@@ -49,14 +60,58 @@ class Application:
         """Say what the server and its model are."""
         return json_response(props(self.service))
 
+    async def slots(self, _: Request) -> Response:
+        """Say what each place is at."""
+        return json_response(slots(self.service))
+
+    async def metrics(self, _: Request) -> Response:
+        """Return counters for Prometheus."""
+        return Response(metrics(self.service), media_type="text/plain; version=0.0.4; charset=utf-8")
+
     async def models(self, _: Request) -> Response:
         """List the models."""
         return json_response(model_list([self.service]))
 
+    async def model(self, request: Request) -> Response:
+        """Describe one model."""
+        name = request.path_params["name"]
+        if name != self.service.name:
+            raise ApiError(404, f"there is no model {name!r}", "model", "model_not_found")
+        return json_response(model_entry(self.service))
+
     async def chat(self, request: Request) -> Response:
         """Answer messages."""
-        wanted = decode(await read_body(request, self.largest_body), ChatRequest)
-        return await chat_completions(wanted, self.service, client_of(request))
+        return await chat_completions(await self.wanted(request, ChatRequest), self.service, client_of(request))
+
+    async def completions(self, request: Request) -> Response:
+        """Go on with prompts, in OpenAI's form."""
+        wanted = await self.wanted(request, CompletionRequest)
+        return await completions(wanted, self.service, client_of(request), as_openai=True)
+
+    async def completion(self, request: Request) -> Response:
+        """Go on with prompts, in llama.cpp's form."""
+        wanted = await self.wanted(request, CompletionRequest)
+        return await completions(wanted, self.service, client_of(request), as_openai=False)
+
+    async def embeddings(self, request: Request) -> Response:
+        """Return vectors of texts."""
+        return json_response(await embeddings(await self.wanted(request, EmbeddingRequest), self.service))
+
+    async def tokenize(self, request: Request) -> Response:
+        """Return tokens of a text."""
+        return json_response(await run_sync(tokenized, await self.wanted(request, TokenizeRequest), self.service))
+
+    async def detokenize(self, request: Request) -> Response:
+        """Return the text of tokens."""
+        return json_response(await run_sync(detokenized, await self.wanted(request, DetokenizeRequest), self.service))
+
+    async def apply_template(self, request: Request) -> Response:
+        """Return the prompt that messages become."""
+        return json_response(await run_sync(templated, await self.wanted(request, ChatRequest), self.service))
+
+    async def wanted(self, request: Request, kind: type[Record]) -> Record:
+        """Return the body of a request as a record. Raises ApiError."""
+        return decode(await read_body(request, self.largest_body), kind)
 
     def asgi(self, more: Sequence[BaseRoute] = ()) -> Starlette:
         """Return the application, with routes that need no model."""

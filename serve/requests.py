@@ -123,6 +123,51 @@ class ChatRequest(Generating, kw_only=True):
     add_generation_prompt: bool | None = None
 
 
+Tokens = list[int]
+Prompt = str | list[Any]
+
+
+class CompletionRequest(Generating, kw_only=True):
+    """POST /v1/completions and /completion: a text, tokens, a mixture of both, or several of these."""
+
+    prompt: Prompt
+    max_tokens: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    n_predict: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    n_probs: Annotated[int, Meta(ge=0, le=100)] | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    return_tokens: bool | None = None
+    response_fields: list[str] | None = None
+
+
+class EmbeddingRequest(msgspec.Struct, kw_only=True):
+    """POST /v1/embeddings."""
+
+    input: Prompt
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Positive | None = None
+    user: str | None = None
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True):
+    """POST /tokenize."""
+
+    content: Prompt = ""
+    add_special: bool = False
+    parse_special: bool = True
+    with_pieces: bool = False
+    model: str | None = None
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True):
+    """POST /detokenize."""
+
+    tokens: Annotated[list[Annotated[int, Meta(ge=0, le=2**31 - 1)]], Meta(max_length=1_000_000)] = []
+    model: str | None = None
+
+
 Request = TypeVar("Request")
 
 

@@ -1,17 +1,23 @@
 """The server's process: a socket, one line when it answers, and an end that lets answers end."""
 
 import asyncio
+import signal
 import socket
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from ..formats.errors import MoeGgufError
 from ..jobs.listener import SILENT, Listener
+from ..runner.interrupt import SIGNALS
 from .application import Application
+from .guard import Access, Guard
 from .pages import page_routes
 from .service import ModelOptions, opened
 
@@ -26,6 +32,7 @@ class Request:
     model: Path
     host: str = "127.0.0.1"
     port: int = 8080
+    access: Access = field(default_factory=Access)
     options: ModelOptions = field(default_factory=ModelOptions)
     largest_body: int = 32 * 1024 * 1024
     stop_seconds: float = 30.0
@@ -43,7 +50,7 @@ def run(request: Request, listener: Listener = SILENT, on_ready: Callable[[str],
         try:
             sys.setswitchinterval(SWITCH_SECONDS)
             application = Application(service, request.largest_body).asgi(page_routes())
-            asyncio.run(serve(application, sockets, request, on_ready))
+            serve(Guard(application, request.access), sockets, request.stop_seconds, on_ready)
         finally:
             service.close(request.stop_seconds)
     finally:
@@ -64,30 +71,53 @@ def bound(host: str, port: int) -> socket.socket:
     return found
 
 
-async def serve(
-    application: object, found: socket.socket, request: Request, on_ready: Callable[[str], object] | None
-) -> None:
-    """Answer at a socket until a signal comes."""
+class Server(uvicorn.Server):
+    """uvicorn's server, which a signal stops and does not kill: to stop is what it was told."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Let the first signal end the server when answers have ended, the next one at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def serve(application: ASGIApp, found: socket.socket, seconds: float, on_ready: Callable[[str], object] | None) -> None:
+    """Answer at a socket until a signal comes; then answers have `seconds` to end."""
     config = uvicorn.Config(
-        application,  # pyright: ignore[reportArgumentType]
+        application,
         log_config=None,
         access_log=False,
         server_header=False,
-        date_header=False,
         lifespan="off",
         backlog=2048,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=max(1, int(request.stop_seconds)),
+        timeout_graceful_shutdown=max(1, int(seconds)),
     )
-    server = uvicorn.Server(config)
+    server = Server(config)
+
+    async def answer() -> None:
+        telling = asyncio.ensure_future(tell())
+        await server.serve(sockets=[found])
+        telling.cancel()
 
     async def tell() -> None:
         while not server.started:
             await asyncio.sleep(0.01)
         if on_ready:
-            host, port = found.getsockname()[:2]
-            on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+            on_ready(address_of(found))
 
-    telling = asyncio.ensure_future(tell())
-    await server.serve(sockets=[found])
-    telling.cancel()
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(answer())
+
+
+def address_of(found: socket.socket) -> str:
+    """Return where a socket is reached."""
+    host, port = found.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -1,10 +1,12 @@
 """A loaded model at work: prompts and settings in, answers out, by a scheduler that owns its context."""
 
 import asyncio
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from gguf.constants import Keys
 
@@ -72,6 +74,8 @@ class Service:
         self.sampling = with_recommended(options.sampling, model.file.metadata).sampling
         self.has_router_tap = tap is not None
         self.loaded = int(time.time())
+        self.embedding = threading.Lock()
+        self._embedder: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.scheduler = Scheduler(engine, options.limits, self._deliver, tap)
         self.scheduler.start()
@@ -112,8 +116,16 @@ class Service:
     def close(self, seconds: float = 0.0) -> None:
         """Let answers end for so long, then free the model."""
         self.scheduler.stop(seconds)
+        if self._embedder is not None:
+            self._embedder.close()
         self.engine.close()
         self.model.close()
+
+    def embedder(self, make: Callable[[Model, int, int], Any]) -> Any:
+        """Return the context that makes embeddings, made once; for the thread that computes."""
+        if self._embedder is None:
+            self._embedder = make(self.model, self.engine.n_ctx, self.engine.n_threads)
+        return self._embedder
 
     def _deliver(self, items: list[tuple[Answer, Event | None]]) -> None:
         if self._loop is not None and not self._loop.is_closed():
