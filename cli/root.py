@@ -49,6 +49,7 @@ VERBS = {
     "chat": "Talk to a model.",
     "serve": "Serve a model over HTTP, with a page to chat.",
     "verify": "Check GGUF files, here or on the hub, against their source.",
+    "publish": "Send a release folder to the hub.",
 }
 
 

@@ -18,7 +18,7 @@ from ..formats.errors import GgufError, ReleaseError
 from ..formats.gguf_fields import LONGEST_HEADER
 from ..formats.gguf_file import GgufFile, GgufTensor, read_shard, tensor_bytes
 from ..writer.gguf_source import DTYPES, GgufSource
-from .hub import refusals, without_token
+from .hub import endpoint, hub_api, refusals, without_token
 
 FIRST_LOOK = 2**20
 CHUNK = 2**23
@@ -44,20 +44,17 @@ class HubRepo:
     @cached_property
     def commit(self) -> str:
         """The commit that the revision stood for when it was first asked for."""
-        from huggingface_hub import HfApi
-
         with refusals(self.repo, "be read from"):
-            info = HfApi().repo_info(self.repo, revision=self._revision)
+            info = hub_api().repo_info(self.repo, revision=self._revision)
         return info.sha or self._revision or "main"
 
     @cached_property
     def files(self) -> Mapping[str, HubFile]:
         """All files by name."""
-        from huggingface_hub import HfApi
         from huggingface_hub.hf_api import RepoFile
 
         with refusals(self.repo, "be read from"):
-            entries = list(HfApi().list_repo_tree(self.repo, recursive=True, revision=self.commit))
+            entries = list(hub_api().list_repo_tree(self.repo, recursive=True, revision=self.commit))
         return {
             entry.path: HubFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else None)
             for entry in entries
@@ -71,7 +68,7 @@ class HubRepo:
 
         if stop <= start:
             return b""
-        url = hf_hub_url(self.repo, name, revision=self.commit)
+        url = hf_hub_url(self.repo, name, revision=self.commit, endpoint=endpoint())
         headers = build_hf_headers() | {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         with refusals(self.repo, "be read from"):
             for _ in range(MANY_TRIES):
@@ -101,8 +98,8 @@ class HubRepo:
                 try:
                     if read_shard(path).header_bytes <= there:
                         return path
-                except GgufError:
-                    if there == size or there > LONGEST_HEADER:
+                except GgufError as error:
+                    if there == size or there > LONGEST_HEADER or "truncated" in str(error):
                         raise
 
 

@@ -78,7 +78,7 @@ def _on_hub(repo: HubRepo, scratch: Path, listener: Listener) -> Place:
             try:
                 repo.stand_in(name, scratch)
             except MoeGgufError as error:
-                place.report(name).add(Kind.STRUCTURE, without_scratch(str(error), scratch))
+                place.report(name).add(kind_of(error), without_scratch(str(error), scratch))
             bar.update(1)
     place.names = tuple(sorted(name for name in {*ggufs, *place.sums} if not _is_later_shard(name)))
     return place
@@ -133,6 +133,11 @@ def _check_sums_on_hub(place: Place, repo: HubRepo) -> None:
 def _is_later_shard(name: str) -> bool:
     shard = SPLIT_NAME.match(name)
     return shard is not None and shard["number"] != "00001"
+
+
+def kind_of(error: MoeGgufError) -> Kind:
+    """Return the kind of problem that a file which cannot be read has."""
+    return Kind.TRUNCATED if "truncated" in str(error) else Kind.STRUCTURE
 
 
 def without_scratch(message: str, scratch: Path) -> str:

@@ -24,7 +24,7 @@ from ..writer.plan import Plan
 from .compare import Making, compare_all
 from .finite import nonfinite_problems
 from .hub_files import HubSource
-from .places import Place, check_sums, place_of, without_scratch
+from .places import Place, check_sums, kind_of, place_of, without_scratch
 from .problems import FileReport, Kind, Report, TensorCounts
 from .stated_metadata import metadata_problems
 from .stated_mix import StatedMix, mix_in_words, mix_problems, stated_mix
@@ -95,9 +95,8 @@ def _read(place: Place, name: str, request: Request) -> Checked:
         file = checked.file = read_gguf(path)
         plan = plan_from_gguf(file)
     except MoeGgufError as error:
-        kind = Kind.TRUNCATED if "truncated" in str(error) else Kind.STRUCTURE
-        if not any(problem.kind is Kind.STRUCTURE for problem in report.problems):
-            report.add(kind, without_scratch(str(error), place.folder) if place.repo else str(error))
+        if not any(problem.kind in (Kind.STRUCTURE, Kind.TRUNCATED) for problem in report.problems):
+            report.add(kind_of(error), without_scratch(str(error), place.folder) if place.repo else str(error))
         return checked
     if place.repo is not None:
         whole = request.against is not None and request.sample is None
