@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..formats.errors import EngineError, MoeGgufError, OutputError
 from .listener import SILENT, Listener
 from .loading import DEFAULT_LOAD, LoadRequest, opened_engine
+from .scoring import going_on
 from .sources import resolve_gguf
 
 if TYPE_CHECKING:
@@ -149,8 +150,9 @@ def prepare(request: Request) -> Prepared:
             raise OutputError(f"{output.parent}: no such folder; create it first")
     published: Sequence[Result] = ()
     if request.catalogue and request.catalogue.is_file():
-        models = read_catalogue(request.catalogue).models.values()
-        published = next((one.results for one in models if one.name == str(request.model)), ())
+        catalogue = read_catalogue(request.catalogue)
+        name = catalogue.default if request.model is None else str(request.model)
+        published = next((one.results for one in catalogue.models.values() if one.name == name), ())
     manager = _task_manager(request)
     shots: dict[int | None, tuple[str, ...]] = {}
     for task in request.tasks:
@@ -187,7 +189,11 @@ def run(prepared: Prepared, listener: Listener = SILENT) -> Report:
     longest = load.n_ctx or min(_trained_for(prepared.path), LONGEST)
     load = replace(load, n_ctx=longest + BATCH_TOKENS, n_seq_max=N_SEQ)
     found: dict[str, Any] = {}
-    with opened_engine(prepared.path, load, listener) as engine, listener.bar(0, "eval", "requests") as bar:
+    with (
+        opened_engine(prepared.path, load, listener) as engine,
+        listener.bar(0, "eval", "requests") as bar,
+        going_on("no task was finished, and nothing is written"),
+    ):
         model = EngineModel(engine, bar.update)
         for n_shot, tasks in prepared.shots.items():
             for key, value in _evaluate(prepared, model, n_shot, tasks).items():

@@ -2,20 +2,31 @@
 
 import json
 import random
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from moe_gguf.formats.errors import EngineError
+from moe_gguf.cli.eval import show
+from moe_gguf.formats.errors import EngineError, Interrupted, OutputError
 from moe_gguf.jobs import eval as job
 from moe_gguf.jobs.loading import LoadRequest
+from moe_gguf.measure import harness
 from moe_gguf.measure.likelihood import Scored, packs, score, text_of
 from moe_gguf.runner.engine import Engine
 from moe_gguf.runner.load_options import LoadOptions
 from moe_gguf.runner.losses import all_logits
 from moe_gguf.runner.model import Model
 
+from ..checkpoints import write_checkpoint
+from ..command import convert
+from ..measure.harness_cases import CHECKPOINT, CHOICE, N_QUESTION, WRITTEN, answers_of, write_tasks
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "measure" / "golden" / "harness.json").read_text())
 EXACT = LoadOptions(
     n_ctx=1000,
     n_batch=128,
@@ -75,66 +86,144 @@ def test_packs_cover_all_texts_in_order() -> None:
     assert len(list(packs(texts, 6, can_share=False))) == len(texts)
 
 
-@pytest.fixture
-def tasks(tmp_path: Path) -> Path:
-    """A folder of two tasks: four questions of choices, and the same to be written."""
-    draw = random.Random(3)
-    words = ["the sun", "a thin hen", "an inn", "the hat"]
-    rows = [{"question": f"what is {draw.choice(words)}", "choices": words, "answer": n} for n in range(4)]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    metric = {"aggregation": "mean", "higher_is_better": True}
-    shared = {
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"validation": str(tmp_path / "data.jsonl")}},
-        "validation_split": "validation",
-        "fewshot_split": "validation",
-        "num_fewshot": 1,
-        "doc_to_text": "{{question}}:",
-        "metadata": {"version": 1.0},
-    }
-    choice = {
-        **shared,
-        "task": "local_choice",
-        "output_type": "multiple_choice",
-        "doc_to_choice": "{{choices}}",
-        "doc_to_target": "answer",
-        "metric_list": [{"metric": "acc", **metric}],
-    }
-    written = {
-        **shared,
-        "task": "local_written",
-        "output_type": "generate_until",
-        "doc_to_target": "{{choices[answer]}}",
-        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 5},
-        "metric_list": [{"metric": "exact_match", **metric}],
-    }
-    for task in (choice, written):
-        (tmp_path / f"{task['task']}.yaml").write_text(yaml.safe_dump(task))
-    return tmp_path
+F32 = LoadRequest(
+    n_threads=1, devices=(), n_ctx=512, cache_type_k="f32", cache_type_v="f32", flash_attn="off", repack=False
+)
+CATALOGUE = """
+default = "tiny"
+[models.tiny]
+path = "tiny.gguf"
+results = [{ task = "fifty_questions", n_shot = 2, metric = "acc", value = 12.34 }]
+"""
 
 
-def test_the_harness_asks_our_engine(tasks: Path, tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tasks / "cache"))
-    request = job.Request(
-        tiny_path,
-        ("local_choice", "local_written"),
-        include_path=tasks,
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the checkpoint that the harness's own model answered from, as an F32 GGUF, and its tasks."""
+    folder = tmp_path_factory.mktemp("eval")
+    checkpoint = write_checkpoint(folder / "checkpoint", CHECKPOINT)
+    assert convert(checkpoint, folder / "tiny.gguf", "--outtype", "f32").status == 0
+    (folder / "tasks").mkdir()
+    write_tasks(folder / "tasks")
+    (folder / "models.toml").write_text(CATALOGUE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def request_(folder: Path) -> job.Request:
+    """Both tasks, with everything that can be written."""
+    return job.Request(
+        None,
+        (CHOICE, WRITTEN),
+        catalogue=folder / "models.toml",
+        include_path=folder / "tasks",
         log_samples=True,
-        output=tasks / "results.json",
-        model_index=tasks / "index.yaml",
-        load=LoadRequest(n_threads=1, devices=(), n_ctx=512),
+        output=folder / "results.json",
+        model_index=folder / "index.yaml",
+        eval_results=folder / "eval.yaml",
+        load=F32,
     )
-    report = job.run(job.prepare(request))
-    assert {score.task: score.n_shot for score in report.scores} == {"local_choice": 1, "local_written": 1}
-    stored = json.loads((tasks / "results.json").read_text())
-    assert stored["results"]["local_choice"]["acc,none"] == report.scores[0].value
-    samples = stored["samples"]["local_choice"]
+
+
+@pytest.fixture(scope="module")
+def prepared(request_: job.Request) -> job.Prepared:
+    return job.prepare(request_)
+
+
+@pytest.fixture(scope="module")
+def report(prepared: job.Prepared) -> job.Report:
+    return job.run(prepared)
+
+
+def test_answers_are_those_of_the_harness_s_own_model(report: job.Report) -> None:
+    found = answers_of(report.as_json()["samples"])
+    np.testing.assert_allclose(found[CHOICE], GOLDEN[CHOICE], atol=2e-3)
+    assert found[WRITTEN] == GOLDEN[WRITTEN]
+    results = report.as_json()["results"]
+    assert {key: results[CHOICE][key] for key in ("acc,none", "acc_norm,none")} == {
+        key: GOLDEN["results"][key] for key in ("acc,none", "acc_norm,none")
+    }
+    assert results[WRITTEN]["exact_match,none"] == GOLDEN["results"]["exact_match,none"]
+
+
+def test_the_json_is_the_harness_s_own(report: job.Report, folder: Path) -> None:
+    stored = json.loads((folder / "results.json").read_text())
+    assert stored == json.loads(json.dumps(report.as_json()))
+    assert stored.keys() >= {"results", "configs", "versions", "n-shot", "higher_is_better", "n-samples", "config"}
+    assert stored["n-samples"][CHOICE] == {"original": N_QUESTION, "effective": N_QUESTION}
+    assert stored["n-shot"] == {CHOICE: 2, WRITTEN: 1} and stored["model_name"] == "tiny"
+    samples = stored["samples"][CHOICE]
     right = [max(range(4), key=[float(one[0]) for one in each["filtered_resps"]].__getitem__) for each in samples]
-    assert sum(choice == each["doc"]["answer"] for choice, each in zip(right, samples, strict=True)) / 4 == (
-        report.scores[0].value
-    )
-    assert len(stored["samples"]["local_written"]) == 4
-    index = yaml.safe_load((tasks / "index.yaml").read_text())
-    assert index["model-index"][0]["results"][0]["metrics"][0]["type"] == "acc"
-    with pytest.raises(EngineError, match="no task 'nothing'"):
-        job.prepare(job.Request(tiny_path, ("nothing",), include_path=tasks))
+    correct = sum(choice == each["doc"]["answer"] for choice, each in zip(right, samples, strict=True))
+    assert correct / N_QUESTION == stored["results"][CHOICE]["acc,none"]
+
+
+def test_scores_stand_beside_what_the_catalogue_publishes(
+    report: job.Report, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert {(score.task, score.n_shot, score.metric) for score in report.scores} == {
+        (CHOICE, 2, "acc"),
+        (CHOICE, 2, "acc_norm"),
+        (WRITTEN, 1, "exact_match"),
+    }
+    show(report)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split() == ["task", "shots", "metric", "value", "±", "published"]
+    assert next(line.split() for line in shown if "acc_norm" in line)[-1] == "12.34"
+    assert "12.34" not in next(line for line in shown if WRITTEN in line)
+
+
+def test_yaml_for_cards_and_for_the_hub(report: job.Report, folder: Path) -> None:
+    (index,) = yaml.safe_load((folder / "index.yaml").read_text())["model-index"]
+    result = index["results"][0]
+    assert index["name"] == "tiny" and set(result) == {"task", "dataset", "metrics", "source"}
+    assert result["dataset"] == {"name": CHOICE, "type": CHOICE, "args": {"num_few_shot": 2}}
+    assert result["metrics"] == [{"type": "acc", "value": 100 * GOLDEN["results"]["acc,none"], "name": "acc"}]
+    # Only benchmarks that the Hub's leaderboards know have an entry there.
+    assert yaml.safe_load((folder / "eval.yaml").read_text()) == []
+    known = replace(report, scores=(job.Score("gsm8k", "GSM8K", 5, "exact_match", 0.7149, 0.01),))
+    (entry,) = known.eval_results(date(2026, 11, 25))
+    assert entry == {
+        "dataset": {"id": "openai/gsm8k", "task_id": "gsm8k"},
+        "value": 71.49,
+        "date": "2026-11-25",
+        "notes": "tiny.gguf, 5-shot, exact_match, lm-evaluation-harness",
+    }
+    dataset = known.model_index()[0]["results"][0]["dataset"]
+    assert dataset == {
+        "name": "GSM8K",
+        "type": "openai/gsm8k",
+        "config": "main",
+        "split": "test",
+        "args": {"num_few_shot": 5},
+    }
+
+
+def test_questions_can_be_limited(prepared: job.Prepared, request_: job.Request) -> None:
+    few = replace(request_, limit=3, output=None, model_index=None, eval_results=None)
+    found = job.run(replace(prepared, request=few, shots={None: (CHOICE,)}))
+    assert found.as_json()["n-samples"][CHOICE]["effective"] == 3
+
+
+def test_refusals_are_one_line(request_: job.Request, tmp_path: Path) -> None:
+    refused = {
+        "no such folder; create it first": replace(request_, output=tmp_path / "nowhere" / "a.json"),
+        "no such folder of tasks": replace(request_, include_path=tmp_path / "nowhere"),
+        "no task 'nothing'": replace(request_, tasks=("nothing",)),
+    }
+    for words, request in refused.items():
+        with pytest.raises((EngineError, OutputError), match=words) as caught:
+            job.prepare(request)
+        assert "\n" not in str(caught.value)
+
+
+def test_ctrl_c_ends_it_in_one_line_and_writes_nothing(
+    prepared: job.Prepared, request_: job.Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "results.json"
+    monkeypatch.setattr(harness, "score", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(Interrupted, match="interrupted; no task was finished"):
+        job.run(replace(prepared, request=replace(request_, output=output)))
+    assert not output.exists()
