@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 from moe_gguf.formats.errors import PlanError
@@ -18,6 +19,7 @@ from moe_gguf.quantize.sensitivity import Sensitivity, read_sensitivity
 from moe_gguf.quantize.stock_policy import stock
 
 from ..command import moe_gguf
+from ..quantize.stock import StockJob, run_stock
 from ..quantize.tiny_files import write_tiny
 
 ROLES = {"ATTN_V": 0.125, "OUTPUT": 0.031, "FFN_DOWN": 0.029, "FFN_UP": 0.025, "FFN_GATE": 0.015}
@@ -115,6 +117,25 @@ def test_a_file_of_the_size_and_the_words_that_reproduce_it(model: Path, sensiti
     assert again.status == 0, again.stderr
     made, copy = read_gguf(path).tensors, read_gguf(tmp_path / "b.gguf").tensors
     assert {name: t.qtype for name, t in made.items()} == {name: t.qtype for name, t in copy.items()}
+
+
+def test_llama_cpps_quantizer_makes_the_same_bytes_of_these_words(
+    model: Path, sensitivity: Path, tmp_path: Path
+) -> None:
+    out, theirs = tmp_path / "a.gguf", tmp_path / "b.gguf"
+    done = moe_gguf("quantize", model, "--target-bpw", "4.9", "--sensitivity", sensitivity, "-o", out, "--json", "-q")
+    report = json.loads(done.stdout)["outputs"][0]
+    mix = [(row["pattern"], GGMLQuantizationType[row["type"].upper()]) for row in report["budget"]["mix"]]
+    assert len({qtype for _, qtype in mix}) > 2
+    base = parse_file_type(report["type"].removesuffix("_X"))
+    run_stock(StockJob(model, theirs, base.ftype, tensor_types=mix))
+    ours, stock_made = read_gguf(out).tensors, read_gguf(theirs).tensors
+    assert {name: t.qtype for name, t in ours.items()} == {name: t.qtype for name, t in stock_made.items()}
+    for name, tensor in ours.items():
+        other = stock_made[name]
+        a = np.fromfile(tensor.path, np.uint8, tensor.n_bytes, offset=tensor.offset)
+        b = np.fromfile(other.path, np.uint8, other.n_bytes, offset=other.offset)
+        np.testing.assert_array_equal(a, b, err_msg=name)
 
 
 def test_what_cannot_be_is_refused(model: Path, sensitivity: Path, tmp_path: Path) -> None:
