@@ -211,6 +211,14 @@ class MomentsFile:
             at += n * (n - 1) // 2
         return Moment(tuple(blocks), n_tokens, weight, sample)
 
+    def check_finite(self) -> None:
+        """Raise MomentsError where a number that is kept as a float is not finite, before anything is written by it."""
+        for entry in self.info.entries:
+            n = entry.n_expert
+            parts = {"diagonal": n, "sample": n * entry.n_sample, "weight": 1}
+            if not all(np.isfinite(self._rows(f"{entry.name}.{part}", 0, rows)).all() for part, rows in parts.items()):
+                raise MomentsError(f"{self.path}: the moments of {entry.name} are not finite; make it again")
+
     def check_model(self, digest: str) -> None:
         """Raise MomentsError when the moments are those of another model."""
         if self.info.model != digest:

@@ -190,6 +190,7 @@ def run(prepared: Prepared, listener: Listener = SILENT) -> Report:
         check_outputs(prepared.outputs, prepared.plan.source.identity())
         plan = planned.ready(prepared.plan, listener) if planned else prepared.plan
         if prepared.calibration:
+            prepared.calibration.moments.check_finite()
             check_model(prepared.calibration.moments, replace(prepared.source_plan, source=plan.source))
     encoder = Encoder(prepared.importance, request.measure, prepared.calibration)
     targets = ", ".join(str(output.path) for output in prepared.outputs)

@@ -2,17 +2,18 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 from moe_gguf.formats.gguf_file import read_gguf
-from moe_gguf.formats.moments import Entry, Moment, MomentsInfo, MomentsWriter, is_exact, model_digest
+from moe_gguf.formats.moments import Entry, Moment, MomentsFile, MomentsInfo, MomentsWriter, is_exact, model_digest
 from moe_gguf.quantize.ggml import quantize_chunk
 
 from ..command import moe_gguf
-from ..quantize.tiny_files import write_tiny
+from ..quantize.tiny_files import TINY, write_tiny
 
 SHARED = {"attn_q": ("attn_q", "attn_k", "attn_v"), "attn_output": ("attn_output",)}
 SHARED |= {"ffn_gate_exps": ("ffn_gate_exps", "ffn_up_exps"), "ffn_down_exps": ("ffn_down_exps",)}
@@ -120,3 +121,30 @@ def test_moments_of_another_model_are_refused(model: Path, tmp_path: Path) -> No
     assert "exclude each other" in both.stderr
     wrong = moe_gguf("quantize", model, "--type", "Q4_K_S", "-o", out, "--moments", model, "-q")
     assert "header" in wrong.stderr
+
+
+def test_moments_that_are_not_finite_or_not_finished_write_nothing(model: Path, tmp_path: Path) -> None:
+    def broken(numbers: np.random.Generator) -> np.ndarray:
+        sums = diagonal(numbers)
+        sums[7, 7] = np.nan
+        return sums
+
+    out = tmp_path / "a.gguf"
+    with np.errstate(invalid="ignore"):
+        wrong = write_moments(tmp_path / "wrong", model, broken)
+    done = moe_gguf("quantize", model, "--type", "Q4_K_S", "-o", out, "--moments", wrong, "-q")
+    assert done.status == 1 and "of blk.0.attn_q are not finite" in done.stderr
+    info = MomentsFile(write_moments(tmp_path / "whole", model, identity)).info
+    with MomentsWriter(tmp_path / "half", info) as writer:
+        first = writer.missing[0]
+        writer.put(first, [Moment((identity(np.random.default_rng(1)),), 5, 1.0, np.zeros((0, 256), np.float32))])
+    done = moe_gguf("quantize", model, "--type", "Q4_K_S", "-o", out, "--moments", writer.partial, "-q")
+    assert done.status == 1 and "unfinished, 11 of 12 inputs are missing" in done.stderr
+    assert not list(tmp_path.glob("a.gguf*"))
+
+
+def test_moments_of_another_size_are_refused(model: Path, tmp_path: Path) -> None:
+    other = write_tiny(tmp_path / "other.gguf", replace(TINY, n_embd=512, n_ff=512))
+    moments = write_moments(tmp_path / "m", model, identity)
+    done = moe_gguf("quantize", other, "--type", "Q4_K_S", "-o", tmp_path / "a.gguf", "--moments", moments, "-q")
+    assert done.status == 1 and "made for another model" in done.stderr and not list(tmp_path.glob("a.gguf*"))
