@@ -163,9 +163,12 @@ def print_rounding(rounding: "RoundingReport") -> None:
     """Say how weights were rounded."""
     error = "" if rounding.error is None else f": errors of outputs {rounding.error:.2f}x on held-out inputs"
     click.echo(f"  {count(rounding.n_tensors, 'tensor')} rounded with error feedback{error}")
-    if names := rounding.fallen_back:
-        click.echo(f"  {count(len(names), 'tensor')} rounded plainly (no moments, or feedback does not help)")
+    for why, names in rounding.reasons.items():
+        echo(f"  {count(len(names), 'tensor')} rounded plainly: {why}")
         detail("    " + ", ".join(names))
+    if few := rounding.few_tokens:
+        echo(f"  experts of {count(len(few), 'tensor')} saw few tokens, so correlations count less than half for them")
+        detail("    " + ", ".join(f"{name} ({', '.join(map(str, experts))})" for name, experts in few.items()))
 
 
 def show(report: "Report", dry_run: bool) -> None:

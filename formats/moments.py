@@ -211,6 +211,10 @@ class MomentsFile:
             at += n * (n - 1) // 2
         return Moment(tuple(blocks), n_tokens, weight, sample)
 
+    def tokens(self, entry: Entry) -> list[int]:
+        """Return the tokens that each expert of an entry has seen."""
+        return self._rows(f"{entry.name}.tokens", 0, 1).reshape(-1).tolist()
+
     def check_finite(self) -> None:
         """Raise MomentsError where a number that is kept as a float is not finite, before anything is written by it."""
         for entry in self.info.entries:

@@ -1,12 +1,16 @@
 """What quantize reports of its outputs: fallbacks, replaced encoders, errors, rounding."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gguf.constants import GGMLQuantizationType
 
+from ..quantize.choices import TypeChoice
 from ..quantize.encode import Encoder
+from ..quantize.rounding import can_round
+from ..quantize.rounding.calibration import Calibration
+from ..quantize.rounding.outcome import Outcome
 from ..quantize.variants import Variant
 from .budgeting import BudgetReport
 from .outputs import OutputReport
@@ -25,18 +29,30 @@ class Fallback:
 class RoundingReport:
     """How weights were rounded: tensors with error feedback, those that kept plain rounding for the most part.
 
-    `error` is the squared error of outputs on held-out inputs against that of plain rounding, the mean over tensors;
-    None without such inputs.
+    `fallen_back` tells why by the tensor's name, `few_tokens` which experts saw fewer tokens than their inputs have
+    columns, so that correlations count for less than half. `error` is the squared error of outputs on held-out inputs
+    against that of plain rounding, the mean over tensors; None without such inputs.
     """
 
     kind: str
     n_tensors: int = 0
-    fallen_back: tuple[str, ...] = ()
+    fallen_back: Mapping[str, str] = field(default_factory=dict)
+    few_tokens: Mapping[str, list[int]] = field(default_factory=dict)
     error: float | None = None
+
+    @property
+    def reasons(self) -> dict[str, list[str]]:
+        """The tensors that kept plain rounding, by the reason."""
+        found: dict[str, list[str]] = {}
+        for name, why in self.fallen_back.items():
+            found.setdefault(why, []).append(name)
+        return found
 
     def as_json(self) -> dict[str, Any]:
         """Return the stable JSON."""
         report: dict[str, Any] = {"kind": self.kind, "tensors": self.n_tensors, "fallen_back": list(self.fallen_back)}
+        if self.kind == "calibrated":
+            report |= {"reasons": dict(self.fallen_back), "few_tokens": dict(self.few_tokens)}
         return report if self.error is None else {**report, "error": round(self.error, 4)}
 
 
@@ -137,14 +153,31 @@ def rounding_report(encoder: Encoder | None, variant: Variant, resumed: bool) ->
         return None
     if encoder.calibration is None:
         return RoundingReport("plain")
+    calibration = encoder.calibration
     known = {choice.name: encoder.outcomes.get((choice.name, choice.qtype)) for choice in variant.choices}
     outcomes = {name: outcome for name, outcome in known.items() if outcome is not None}
     ratios = [outcome.chosen / outcome.plain for outcome in outcomes.values() if outcome.plain > 0]
-    fallen_back = tuple(
-        choice.name
-        for choice in variant.choices
-        if choice.converts
-        and not choice.kept
-        and (outcomes[choice.name].fell_back if choice.name in outcomes else not resumed)
-    )
-    return RoundingReport("calibrated", len(outcomes), fallen_back, sum(ratios) / len(ratios) if ratios else None)
+    fallen_back: dict[str, str] = {}
+    few_tokens: dict[str, list[int]] = {}
+    for choice in variant.choices:
+        if choice.kept or not choice.converts:
+            continue
+        outcome = outcomes.get(choice.name)
+        if outcome.fell_back if outcome else not resumed:
+            fallen_back[choice.name] = _why(choice, calibration, outcome)
+        entry = calibration.moments.entry(choice.source_name, choice.shape)
+        tokens = calibration.moments.tokens(entry) if entry and outcome else []
+        if few := [expert for expert, n in enumerate(tokens) if n < choice.shape[0]]:
+            few_tokens[choice.name] = few
+    error = sum(ratios) / len(ratios) if ratios else None
+    return RoundingReport("calibrated", len(outcomes), fallen_back, few_tokens, error)
+
+
+def _why(choice: TypeChoice, calibration: Calibration, outcome: Outcome | None) -> str:
+    if outcome:
+        return "nearer without feedback, on inputs that were left out"
+    if calibration.moments.entry(choice.source_name, choice.shape) is None:
+        return "no moments"
+    if not can_round(choice.qtype):
+        return f"no feedback in {choice.qtype.name}"
+    return "no correlations in its moments"

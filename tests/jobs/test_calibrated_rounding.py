@@ -61,6 +61,18 @@ def write_moments(path: Path, model: Path, sums: Sums, architecture: str = "", n
     return path
 
 
+def test_experts_that_saw_few_tokens_and_tensors_without_correlations_are_told(model: Path, tmp_path: Path) -> None:
+    few = write_moments(tmp_path / "few", model, correlated, n_tokens=100)
+    rounding = quantize(model, tmp_path / "a.gguf", "--moments", few)["rounding"]
+    assert isinstance(rounding, dict) and rounding["few_tokens"]["blk.1.ffn_up_exps.weight"] == [0, 1, 2, 3]
+    alone = quantize(model, tmp_path / "b.gguf", "--moments", write_moments(tmp_path / "d", model, diagonal))[
+        "rounding"
+    ]
+    assert isinstance(alone, dict) and alone["reasons"]["blk.0.attn_q.weight"] == "no correlations in its moments"
+    done = moe_gguf("quantize", model, "--type", "IQ4_NL", "-o", tmp_path / "c.gguf", "--moments", few, "-q")
+    assert "plainly: no moments" in done.stdout
+
+
 def quantize(model: Path, out: Path, *options: str | Path) -> dict[str, object]:
     done = moe_gguf("quantize", model, "--type", "Q4_K_S", "-o", out, "--json", "-q", *options)
     assert done.status == 0, done.stderr
@@ -71,7 +83,14 @@ def test_feedback_reaches_every_tensor_with_moments_and_the_file_says_so(model: 
     moments = write_moments(tmp_path / "m", model, correlated)
     report = quantize(model, tmp_path / "a.gguf", "--moments", moments, "--threads", "1")
     rounding = report["rounding"]
-    assert rounding == {"kind": "calibrated", "tensors": 21, "fallen_back": ["output.weight", "token_embd.weight"]}
+    reasons = {"output.weight": "no moments", "token_embd.weight": "no moments"}
+    assert rounding == {
+        "kind": "calibrated",
+        "tensors": 21,
+        "fallen_back": list(reasons),
+        "reasons": reasons,
+        "few_tokens": {},
+    }
     metadata = read_gguf(tmp_path / "a.gguf").metadata
     assert metadata["quantize.rounding"] == "calibrated" and metadata["quantize.moments.tokens"] == 600
     quantize(model, tmp_path / "b.gguf", "--moments", moments, "--threads", "3")
