@@ -128,7 +128,7 @@ def test_llama_cpps_quantizer_makes_the_same_bytes_of_these_words(
     mix = [(row["pattern"], GGMLQuantizationType[row["type"].upper()]) for row in report["budget"]["mix"]]
     assert len({qtype for _, qtype in mix}) > 2
     base = parse_file_type(report["type"].removesuffix("_X"))
-    run_stock(StockJob(model, theirs, base.ftype, tensor_types=mix))
+    run_stock(StockJob(str(model), str(theirs), base.ftype, tensor_types=mix))
     ours, stock_made = read_gguf(out).tensors, read_gguf(theirs).tensors
     assert {name: t.qtype for name, t in ours.items()} == {name: t.qtype for name, t in stock_made.items()}
     for name, tensor in ours.items():
