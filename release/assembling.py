@@ -135,7 +135,7 @@ class Pieces:
             made.bits_per_weight,
             files,
             made.mix,
-            self.measured.quality.get(made.path.name) if self.measured else None,
+            self.measured.quality.get(made.path) if self.measured else None,
             memory_of(made.path, request.contexts),
             fits_of(made.path, request.machines),
             made.fallen_back,
@@ -144,13 +144,15 @@ class Pieces:
 
     def against(self, made: Made) -> OtherFile:
         """Return another publisher's file."""
+        ours = {one.path.name for one in self.files}
+        name = made.path.name
         return OtherFile(
-            made.path.name,
+            f"{made.path.resolve().parent.name}/{name}" if name in ours else name,
             made.n_bytes,
             made.bits_per_weight,
             tuple(HashedFile(path.name, path.stat().st_size, self.ledger.sha256(path)) for path in made.paths),
             made.type,
-            self.measured.quality.get(made.path.name) if self.measured else None,
+            self.measured.quality.get(made.path) if self.measured else None,
         )
 
     def recipe_facts(self, small: Mapping[str, str], findings: Sequence[str], gates: Path | None) -> RecipeFacts | None:
@@ -213,9 +215,9 @@ class Pieces:
         """Return what a stopwatch found."""
         if self.measured is None or not self.measured.speed:
             return None
-        machine, n_threads = speed_machine()
-        ours = {made.path.name for made in self.files}
-        return Speed(machine, n_threads, {name: one for name, one in self.measured.speed.items() if name in ours})
+        machine, n_threads = speed_machine(self.request.load)
+        found = {made.path.name: self.measured.speed[made.path] for made in self.files}
+        return Speed(machine, n_threads, found)
 
 
 @dataclass(frozen=True)

@@ -252,7 +252,7 @@ def whole_percent(share: float) -> str:
 
 def nats(value: float) -> str:
     """Return a divergence, with four digits after the point."""
-    return f"{max(value, 0):.4f}"
+    return f"{value:.1e}" if 0 < value < 0.00005 else f"{max(value, 0):.4f}"
 
 
 def two(value: float) -> str:

@@ -90,13 +90,13 @@ class Maker:
             return path
         if not self.ledger.whole("gates", inputs, [path]):
             self.ledger.begin("gates", inputs, [path], self.request.force)
-            path.unlink(missing_ok=True)
             if given and chosen:
-                partial = path.with_name(path.name + ".partial")
-                partial.write_bytes(given.read_bytes())
-                partial.replace(path)
+                _copy(given, path)
             else:
+                path.unlink(missing_ok=True)
                 self._compute_gates(path)
+                if given:
+                    _copy(path, given)
         self.ledger.done("gates", inputs, True, [path])
         return path
 
@@ -185,9 +185,7 @@ class Maker:
         inputs = digest(["importance", self.ledger.sha256(given)])
         if self.ledger.kept("importance", inputs) is None:
             self.ledger.begin("importance", inputs, [path], self.request.force)
-            partial = path.with_name(path.name + ".partial")
-            partial.write_bytes(given.read_bytes())
-            partial.replace(path)
+            _copy(given, path)
             self.ledger.done("importance", inputs, {}, [path])
         return path, {}
 
@@ -279,6 +277,13 @@ class Maker:
             force=True,
             n_threads=request.n_threads,
         )
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a small file under a temporary name first; onto itself it stays."""
+    partial = target.with_name(target.name + ".partial")
+    partial.write_bytes(source.read_bytes())
+    partial.replace(target)
 
 
 def runs_here(n_bytes: int) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..formats.errors import EngineError
 from ..jobs.listener import SILENT, Listener
+from ..jobs.loading import LoadRequest
 from .ledger import Ledger, digest
 from .making import Made, texts_of
 from .manifest import FileSpeed, Fit, Machine, Quality, Room, RoutesFacts, TextRoutes, parsed, plain
@@ -27,11 +28,11 @@ ROUTED = 1024
 
 @dataclass(frozen=True)
 class Measured:
-    """The reference's own numbers, and by name of file quality and speed."""
+    """The reference's own numbers, and quality and speed of each file."""
 
     base: dict[str, Any]
-    quality: dict[str, Quality]
-    speed: dict[str, FileSpeed]
+    quality: dict[Path, Quality]
+    speed: dict[Path, FileSpeed]
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Measurer:
 
     def compare(self, files: Sequence[Made]) -> Measured:
         """Read the reference once, then each file that is not measured yet."""
-        steps = {made.path: (f"measure {made.path.name}", self._inputs(made.paths)) for made in files}
+        steps = {made.path: (f"measure {self._name(made.path)}", self._inputs(made.paths)) for made in files}
         of_base = self._inputs([])
         base = self.ledger.kept("measure reference", of_base)
         kept = {path: self.ledger.kept(step, inputs) for path, (step, inputs) in steps.items()}
@@ -64,9 +65,13 @@ class Measurer:
             self._read(missing, steps, of_base, base is not None)
             base = self.ledger.kept("measure reference", of_base)
             kept = {path: self.ledger.kept(step, inputs) for path, (step, inputs) in steps.items()}
-        quality = {path.name: parsed(Quality, found["quality"], path.name) for path, found in kept.items()}
-        speed = {path.name: parsed(FileSpeed, found["speed"], path.name) for path, found in kept.items()}
+        quality = {path: parsed(Quality, found["quality"], path.name) for path, found in kept.items()}
+        speed = {path: parsed(FileSpeed, found["speed"], path.name) for path, found in kept.items()}
         return Measured(base, quality, speed if self.request.speed else {})
+
+    def _name(self, path: Path) -> str:
+        """Return what tells a file from all others, of other publishers too: those often have our names."""
+        return path.name if path.parent == self.folder else str(path.resolve())
 
     def _read(self, missing: Sequence[Path], steps: dict[Path, tuple[str, str]], of_base: str, has_base: bool) -> None:
         from ..jobs import compare
@@ -220,13 +225,17 @@ def fits_of(path: Path, machines: Sequence[Machine]) -> tuple[Fit, ...]:
     return tuple(found)
 
 
-def speed_machine() -> tuple[str, int]:
+def speed_machine(load: LoadRequest) -> tuple[str, int]:
     """Return in words what machine a stopwatch ran on, and how many threads computed."""
     from ..runner.limits import system_memory
+    from ..runner.placing.devices import list_devices
     from ..runner.threads import best_thread_count
 
-    n_threads = best_thread_count()
-    return f"{processor()}, {system_memory()[1] / 2**30:.0f} GiB of memory", n_threads
+    words = [processor(), f"{system_memory()[1] / 2**30:.0f} GiB of memory"]
+    devices = [device for device in list_devices() if device.offloads]
+    used = [device for device in devices if load.devices is None or device.name in load.devices]
+    words += [device.description or device.name for device in used] or ["no GPU"]
+    return ", ".join(words), load.n_threads or best_thread_count()
 
 
 def processor() -> str:

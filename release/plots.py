@@ -53,7 +53,7 @@ def size_figure(manifest: Manifest) -> "Figure":
     ours = [(file.type, file.bytes, file.quality, True) for file in manifest.files if file.quality]
     theirs = [(file.name.removesuffix(".gguf"), file.bytes, file.quality, False) for file in manifest.against]
     points = [(name, size / 1e9, quality, mine) for name, size, quality, mine in (*ours, *theirs) if quality]
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    figure = Figure(figsize=(8.6, 3.9), layout="constrained")
     axes = figure.add_subplot()
     best = efficient([(size, quality.kld) for _, size, quality, _ in points])
     axes.plot([points[i][1] for i in best], [max(points[i][2].kld, LEAST) for i in best], color=INK, lw=1.2, zorder=1)

@@ -14,6 +14,7 @@ from typing import Any
 from ..formats.errors import Interrupted, OutputError, PlanError
 from ..formats.words import count
 from ..jobs.listener import SILENT, Listener
+from ..writer.journal import only_run
 from . import plots
 from .assembling import Pieces, Texts, hashed_text
 from .card import card_text
@@ -114,7 +115,12 @@ def _run(prepared: Prepared, listener: Listener) -> Report:
     request, folder = prepared.request, prepared.folder
     for one in (folder, prepared.work):
         one.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(folder, prepared.work, listener)
+    with only_run(prepared.work / "steps.json"):
+        return _release(request, prepared, Ledger(folder, prepared.work, listener), listener)
+
+
+def _release(request: Request, prepared: Prepared, ledger: Ledger, listener: Listener) -> Report:
+    folder = prepared.folder
     found = find_source(request, ledger)
     maker = Maker(request, found, folder, prepared.work, ledger, listener)
     findings = maker.examine()

@@ -156,13 +156,15 @@ def test_weights_are_rounded_by_moments_where_that_is_asked(recipe: Path, tmp_pa
 
 
 def test_other_publishers_files_are_measured_too(first: Report, recipe: Path, tmp_path: Path) -> None:
-    theirs = tmp_path / "Theirs-Q4_K_M.gguf"
-    theirs.write_bytes((first.folder / first.manifest.files[1].name).read_bytes())
+    eight, four = first.manifest.files
+    theirs = tmp_path / "theirs" / eight.name
+    theirs.parent.mkdir()
+    theirs.write_bytes((first.folder / four.name).read_bytes())
     report = released(request_of(recipe, tmp_path / "out"), against=(theirs,))
-    other = report.manifest.against[0]
-    assert other.quality == report.manifest.files[1].quality
-    assert "| Theirs-Q4_K_M.gguf (another publisher's) |" in (report.folder / "README.md").read_text()
-    assert theirs.name not in read_checksums(report.folder)
+    (other,) = report.manifest.against
+    assert other.quality == report.manifest.files[1].quality and report.manifest.files[0].quality == eight.quality
+    assert f"| theirs/{eight.name} (another publisher's) |" in (report.folder / "README.md").read_text()
+    assert "theirs" not in "".join(read_checksums(report.folder))
 
 
 def test_what_cannot_be_is_refused_at_once(request_: Request, tmp_path: Path) -> None:
