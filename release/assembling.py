@@ -172,6 +172,7 @@ class Pieces:
             dtype=recipe.dtype,
             gates=self.hashed(gates) if gates else None,
             findings=tuple(findings),
+            prompts_by=self.found.source.entry.prompts_by if self.found.source.entry else None,
         )
 
     def calibration(self, importance: Path | None, notes: Mapping[str, Any]) -> Calibration | None:

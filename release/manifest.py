@@ -75,6 +75,7 @@ class RecipeFacts:
     dtype: str | None = None
     gates: HashedFile | None = None
     findings: tuple[str, ...] = ()
+    prompts_by: str | None = None
 
 
 @dataclass(frozen=True)

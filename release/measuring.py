@@ -49,22 +49,26 @@ class Measurer:
     def _inputs(self, paths: Sequence[Path]) -> str:
         request = self.request
         hashes = [self.ledger.sha256(path) for path in (*self.reference.paths, *paths)]
-        return digest(
-            ["measure", hashes, texts_of(request.texts, self.ledger), request.n_ctx, request.n_chunk, versions()]
-            + ([request.speed] if paths else [])
-        )
+        texts = texts_of(request.texts, self.ledger)
+        return digest(["measure", hashes, texts, request.n_ctx, request.n_chunk, versions()])
+
+    def _kept(self, steps: dict[Path, tuple[str, str]]) -> dict[Path, Any]:
+        """Return what is known of each file; without speed it is not enough where speed is asked for."""
+        known = {path: self.ledger.kept(step, inputs) for path, (step, inputs) in steps.items()}
+        lacks = "generated" if self.request.speed else "prompt"
+        return {path: found if found and lacks in found["speed"] else None for path, found in known.items()}
 
     def compare(self, files: Sequence[Made]) -> Measured:
         """Read the reference once, then each file that is not measured yet."""
         steps = {made.path: (f"measure {self._name(made.path)}", self._inputs(made.paths)) for made in files}
         of_base = self._inputs([])
         base = self.ledger.kept("measure reference", of_base)
-        kept = {path: self.ledger.kept(step, inputs) for path, (step, inputs) in steps.items()}
+        kept = self._kept(steps)
         missing = [path for path, found in kept.items() if found is None]
         if missing or base is None:
             self._read(missing, steps, of_base, base is not None)
             base = self.ledger.kept("measure reference", of_base)
-            kept = {path: self.ledger.kept(step, inputs) for path, (step, inputs) in steps.items()}
+            kept = self._kept(steps)
         quality = {path: parsed(Quality, found["quality"], path.name) for path, found in kept.items()}
         speed = {path: parsed(FileSpeed, found["speed"], path.name) for path, found in kept.items()}
         return Measured(base, quality, speed if self.request.speed else {})
@@ -80,7 +84,7 @@ class Measurer:
         logits = self.work / LOGITS
         stored = has_base and logits.is_file()
         if not stored:
-            # Half of it would do, but not for the noise floor, which is of what is read in one go.
+            # What was read in part is read anew: the noise floor and the choices of experts are of all of it.
             for path in self.work.glob(f"{LOGITS}*"):
                 path.unlink()
 
