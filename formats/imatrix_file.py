@@ -95,7 +95,8 @@ def read_gguf_imatrix(path: Path) -> ImatrixFile:
     try:
         file = read_gguf(path)
     except GgufError as error:
-        raise ImatrixError(str(error)) from None
+        older = "; a .dat has forgotten how many tokens each expert saw: make it again as GGUF"
+        raise ImatrixError(f"{error}{older if path.suffix == '.dat' else ''}") from None
     except OSError as error:
         raise ImatrixError(f"{path}: {error.strerror or error}") from None
     if Keys.IMatrix.CHUNK_SIZE not in file.metadata:

@@ -15,7 +15,8 @@ from moe_gguf.jobs.listener import Silent
 from moe_gguf.jobs.loading import LoadRequest
 from moe_gguf.measure.logits_file import StoredLogits
 
-from ..measure.perplexity_cases import DIVERGENCES, PERPLEXITIES, TEXT, write_models
+from ..command import moe_gguf
+from ..measure.perplexity_cases import DIVERGENCES, PERPLEXITIES, TEXT, modest_tensors, write_models
 from ..runner.tiny_gguf import Fields, Tensors, write_tiny
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "measure" / "golden" / "llama_perplexity.json").read_text())
@@ -204,6 +205,67 @@ def test_nan_is_reported_with_where_it_begins(request_: compare.Request, tmp_pat
         measured(replace(request_, variants=(path,)))
     with pytest.raises(EngineError, match="in layer 1"):
         perplexity.run(perplexity.prepare(perplexity.Request(path, TEXT, None, 64, 2, None, ONE_THREAD)))
+
+
+def test_a_regated_variant_is_told_by_its_routing(request_: compare.Request, models: Path, tmp_path: Path) -> None:
+    """Of two layers the second one's router is turned round; the file is the base otherwise."""
+    tensors = modest_tensors()
+    name = "blk.1.ffn_gate_inp.weight"
+    path = write_tiny(
+        tmp_path / "regated.gguf",
+        lambda _, given: given.update({**tensors, name: np.ascontiguousarray(tensors[name][::-1])}),
+    )
+    report = measured(replace(request_, variants=(models / "tiny.gguf", path)))
+    same, regated = (one.routing for one in report.variants)
+    assert same and regated and same.layers == [1.0, 1.0]
+    assert regated.layers[0] == 1.0 and regated.layers[1] < 0.9
+    # The last layer is computed for the tokens that are scored only, half of a window.
+    assert regated.value == pytest.approx((2 * 1.0 + regated.layers[1]) / 3)
+    assert report.variants[1].divergence.kld.value > 100 * abs(report.base.noise_floor or 0)
+
+
+LEVELS = ("p99.9", "p99", "p95", "p90", "median", "p10", "p5", "p1", "p0.1")
+KLD_KEYS = {"mean", "mean_error", "max", "min", *LEVELS}
+DELTA_KEYS = {*KLD_KEYS, "rms", "rms_error", "p75", "p25"}
+PPL_KEYS = {
+    *("q", "base", "ratio", "ratio_error", "ln_ratio", "ln_ratio_error"),
+    *("difference", "difference_error", "correlation"),
+}
+
+
+def test_json_has_the_shape_that_is_promised(models: Path) -> None:
+    windows = ("-f", f"scripture={TEXT}", "-c", "64", "--chunks", "2", "-t", "1")
+    outcome = moe_gguf("compare", models / "tiny.gguf", models / "tiny-q8_0.gguf", *windows, "--json")
+    assert outcome.status == 0, outcome.stderr
+    report = json.loads(outcome.stdout)
+    assert set(report["base"]) == {"path", "ppl"} and set(report["noise_floor"]) == {"kld_mean"}
+    (variant,) = report["variants"]
+    assert variant["path"] == str(models / "tiny-q8_0.gguf")
+    assert variant["bytes"] == (models / "tiny-q8_0.gguf").stat().st_size and variant["bpw"] > 0
+    for found in (variant, variant["texts"]["scripture"]):
+        assert set(found["ppl"]) >= PPL_KEYS
+        assert set(found["kld"]) == KLD_KEYS and set(found["delta_p"]) == DELTA_KEYS
+        assert set(found["same_top"]) == {"value", "error"}
+        assert all(set(one) == {"from", "to", "n_tokens", "kld", "same_top"} for one in found["by_confidence"])
+    assert set(variant["routing"]) == {"agreement", "layers"} and len(variant["routing"]["layers"]) == 2
+    assert set(variant["speed"]) == {"prompt_per_second", "generated_per_second"}
+    assert report["n_chunks"] == 2 and report["n_tokens"] == 2 * 31
+    outcome = moe_gguf("perplexity", models / "tiny.gguf", *windows[:1], TEXT, *windows[2:], "--json")
+    found = json.loads(outcome.stdout)
+    assert list(found) == ["ppl", "ppl_error", "n_chunks", "n_tokens"]
+    assert (found["n_chunks"], found["n_tokens"]) == (2, 2 * 31)
+    assert found["ppl"] == pytest.approx(report["base"]["ppl"])
+
+
+def test_perplexity_refuses_in_one_line(models: Path, tmp_path: Path) -> None:
+    short, binary = tmp_path / "short.txt", tmp_path / "binary.txt"
+    short.write_text("too short")
+    binary.write_bytes(b"\xff\xfe\xfd\x00\x01")
+    for path, words in ((short, "windows of 64 need at least 128"), (binary, "is not"), (tmp_path / "no", "no")):
+        outcome = moe_gguf("perplexity", models / "tiny.gguf", "-f", path, "-c", "64", "-t", "1")
+        assert outcome.status in (1, 2) and words in outcome.stderr and "Traceback" not in outcome.stderr
+    outcome = moe_gguf("perplexity", models / "tiny.gguf", "-f", TEXT, "-c", "64", "--stride", "64", "-t", "1")
+    assert outcome.status == 1 and "--stride 64: write a number from 1 to 63" in outcome.stderr
 
 
 def test_texts_are_told_apart_and_answers_stand_side_by_side(

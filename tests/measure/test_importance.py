@@ -1,8 +1,10 @@
 """`moe-gguf imatrix` against what llama-imatrix made of the same model and text."""
 
+import json
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from moe_gguf.measure.importance_statistics import statistics_table
 from moe_gguf.quantize.imatrix import load_imatrix
 
 from ..command import moe_gguf
-from ..runner.tiny_gguf import N_EXPERT, N_LAYER
+from ..runner.tiny_gguf import N_EXPERT, N_FF, N_LAYER
 from .imatrix_case import CHUNKS, N_CTX, TEXT
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -87,6 +89,38 @@ def test_files_are_added_up(tmp_path: Path) -> None:
     assert both.n_chunk == 2 * CHUNKS and both.datasets == 2 * one.datasets
 
 
+def test_a_file_is_added_to_what_a_text_gives(tiny_path: Path, text: Path, tmp_path: Path) -> None:
+    report = made(tiny_path, text, tmp_path / "both.gguf", in_files=(GOLDEN / "imatrix.gguf",))
+    one, both = read_gguf_imatrix(GOLDEN / "imatrix.gguf"), read_gguf_imatrix(tmp_path / "both.gguf")
+    for name, (sums, counts) in one.entries.items():
+        np.testing.assert_allclose(both.entries[name][0], 2 * sums, rtol=1e-5)
+        np.testing.assert_array_equal(both.entries[name][1], 2 * counts)
+    assert both.n_chunk == 2 * CHUNKS and report.datasets == (*one.datasets, str(text))
+    assert report.n_chunk == CHUNKS
+
+
+def test_the_command_prints_json_and_llama_imatrix_s_table(tiny_path: Path, text: Path, tmp_path: Path) -> None:
+    output = tmp_path / "i.gguf"
+    moments = tmp_path / "m.safetensors"
+    options = ("-c", str(N_CTX), "--chunks", "2", "-t", "1", "--moments", moments, "--json", "-o", output)
+    outcome = moe_gguf("imatrix", tiny_path, "-f", text, *options)
+    assert outcome.status == 0, outcome.stderr
+    report = json.loads(outcome.stdout)
+    assert list(report) == [
+        *("output", "datasets", "n_chunk", "n_ctx", "n_tokens", "n_entry", "least", "coverage", "moments", "seconds"),
+    ]
+    assert (report["n_chunk"], report["n_ctx"], report["n_tokens"]) == (2, N_CTX, 2 * N_CTX)
+    assert report["output"] == str(output) and report["datasets"] == [str(text)]
+    assert [each["layer"] for each in report["coverage"]] == list(range(N_LAYER))
+    assert all(sum(each["tokens"]) == 2 * 2 * N_CTX and not sum(each["apart"]) for each in report["coverage"])
+    assert report["least"] == min(min(each["tokens"]) for each in report["coverage"])
+    assert set(report["moments"]) == {"path", "n_entry", "n_pass", "bytes"} and report["moments"]["n_pass"] == 1
+    shown = moe_gguf("imatrix", "--show-statistics", "--in-file", GOLDEN / "imatrix.gguf")
+    assert shown.stdout.splitlines()[2:] == (GOLDEN / "imatrix_statistics.txt").read_text().splitlines()[2:]
+    refused = moe_gguf("imatrix", "--show-statistics", "--in-file", GOLDEN / "imatrix.dat")
+    assert refused.status == 1 and "has forgotten how many tokens each expert saw" in refused.stderr
+
+
 def test_an_interrupted_run_goes_on(
     tiny_path: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +143,36 @@ def test_an_interrupted_run_goes_on(
     made(tiny_path, text, tmp_path / "i.gguf")
     assert calls == 4
     demand_equal(read_gguf_imatrix(tmp_path / "i.gguf"), read_gguf_imatrix(GOLDEN / "imatrix.gguf"))
+
+
+def test_a_run_with_moments_goes_on_too(
+    tiny_path: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In several passes, what a pass has finished is not computed again."""
+    few: dict[str, Any] = {"n_chunk": 2, "process_output": False, "memory": 4 * N_EXPERT * N_FF**2}
+    (tmp_path / "whole").mkdir()
+    made(tiny_path, text, tmp_path / "whole" / "i.gguf", moments=tmp_path / "whole" / "m", **few)
+    passes = 0
+    collect = collecting.Collecting._pass
+
+    def press(self: collecting.Collecting, *arguments: object) -> None:
+        nonlocal passes
+        passes += 1
+        if passes == 3:
+            with self._interrupted():
+                raise KeyboardInterrupt
+        collect(self, *arguments)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(collecting.Collecting, "_pass", press)
+    output, moments = tmp_path / "i.gguf", tmp_path / "m"
+    with pytest.raises(Interrupted, match="keeps 2 of 2 chunks"):
+        made(tiny_path, text, output, moments=moments, **few)
+    assert not output.exists() and not moments.exists()
+    report = made(tiny_path, text, output, moments=moments, **few)
+    assert report.moments and report.moments.n_pass < passes
+    for name in ("i.gguf", "m"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["i.gguf", "m", "whole"]
 
 
 def test_coverage_raises_the_experts_and_counts_apart(tiny_path: Path, text: Path, tmp_path: Path) -> None:

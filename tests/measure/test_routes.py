@@ -1,6 +1,7 @@
 """`moe-gguf routes` against transformers' routers, and by what must be true of any routing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,20 @@ from moe_gguf.jobs import imatrix as imatrix_job
 from moe_gguf.jobs import routes as job
 from moe_gguf.measure.expert_load import load_of
 from moe_gguf.measure.routing import find_routes
+from moe_gguf.runner.engine import Engine
 from moe_gguf.runner.load_options import LoadOptions
+from moe_gguf.runner.losses import all_logits
 from moe_gguf.runner.model import Model
 
 from ..checkpoints import write_checkpoint
 from ..command import convert, moe_gguf
 from ..oracles.logits_cases import LOGITS, TOKENS, UPCYCLED
 from ..oracles.router_choices import CASES, GOLDEN
+from ..oracles.transformers_logits import GOLDEN as LOGITS_GOLDEN
 from ..runner.tiny_gguf import N_EXPERT, N_LAYER, Fields, Tensors, write_tiny
 
 EXPECTED = np.load(GOLDEN)
+DENSE_LOGITS = np.load(LOGITS_GOLDEN)["dense"]
 EXACT = LoadOptions(n_ctx=64, cache_type_k="f32", cache_type_v="f32", flash_attn="off", n_threads=1)
 TEXT = "the cat and the hat in a land that had a thin can"
 
@@ -49,6 +54,21 @@ def test_shares_of_equal_experts_add_up_to_one(tmp_path: Path) -> None:
     np.testing.assert_allclose(routes.summed().sum(axis=1), 1, rtol=1e-5)
 
 
+def test_equal_experts_say_the_same_however_tokens_are_routed(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    assert convert(write_checkpoint(tmp_path / "tiny", UPCYCLED), path, "--outtype", "f32").status == 0
+    found = []
+    for n_used in range(1, UPCYCLED.n_expert + 1):
+        options = replace(EXACT, n_expert_used=n_used)
+        with Model(path, options) as model, Engine(model, options) as engine:
+            found.append(all_logits(engine, 0, list(TOKENS)).copy())
+            routes = find_routes(model, options, [TOKENS], UPCYCLED.n_expert)
+        assert routes.experts.shape[2] == n_used
+        np.testing.assert_allclose(routes.shares.sum(axis=1), 1, rtol=1e-5)
+    for logits in found:
+        np.testing.assert_allclose(logits, DENSE_LOGITS, atol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def regated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with the router of its last layer turned round."""
@@ -68,17 +88,63 @@ def test_a_regated_model_is_told_from_its_original(tiny_path: Path, regated: Pat
 
 
 def test_json_has_the_shape_that_is_promised(tiny_path: Path) -> None:
-    outcome = moe_gguf("routes", tiny_path, "-p", TEXT, "--json", "--tokens")
+    outcome = moe_gguf("routes", tiny_path, "-p", TEXT, "--json", "--tokens", "--compare", tiny_path)
     assert outcome.status == 0, outcome.stderr
     report = json.loads(outcome.stdout)
+    assert list(report) == [
+        *("n_layer", "n_expert", "n_expert_used", "experts", "layers", "load", "coactivation", "agreement", "tokens"),
+    ]
     assert (report["n_layer"], report["n_expert"], report["n_expert_used"]) == (N_LAYER, N_EXPERT, 2)
     assert report["experts"] == ["0", "1", "2", "3"] and len(report["layers"]) == N_LAYER
-    assert all(sum(layer["share"]) == pytest.approx(1) for layer in report["layers"])
-    assert {"cv", "aux_loss", "dead", "busiest", "entropy", "dropped"} <= report["load"].keys()
+    n_token = len(report["tokens"])
+    for number, layer in enumerate(report["layers"]):
+        assert set(layer) == {"layer", "share", "tokens"} and layer["layer"] == number
+        assert sum(layer["share"]) == pytest.approx(1) and sum(layer["tokens"]) == 2 * n_token
+    load = report["load"]
+    assert set(load) == {"cv", "aux_loss", "dead", "busiest", "entropy", "dropped", "layers"}
+    assert list(load["dropped"]) == ["1.0", "1.25", "2.0"]
     assert "".join(token["text"] for token in report["tokens"]).endswith(TEXT)
     token = report["tokens"][3]
+    assert set(token) == {"text", "experts", "weights"}
     assert np.shape(token["experts"]) == np.shape(token["weights"]) == (N_LAYER, 2)
-    assert np.shape(report["coactivation"]) == (N_EXPERT, N_EXPERT)
+    pairs = np.array(report["coactivation"])
+    assert pairs.shape == (N_EXPERT, N_EXPERT)
+    # Two experts for each token in each layer make one pair.
+    assert np.triu(pairs, 1).sum() == pytest.approx(1)
+    assert report["agreement"] == {"value": 1.0, "layers": [1.0] * N_LAYER}
+    assert "tokens" not in json.loads(moe_gguf("routes", tiny_path, "-p", TEXT, "--json").stdout)
+
+
+EXPERTS = [{"source_model": f"models/{name}"} for name in ("python", "scripture", "german", "manual")]
+
+
+def test_experts_are_named_by_a_recipe_or_by_the_catalogue(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text(json.dumps({"base_model": "models/base", "gate_mode": "random", "experts": EXPERTS}))
+    outcome = moe_gguf("routes", tiny_path, "-p", TEXT, "--recipe", recipe)
+    assert outcome.status == 0, outcome.stderr
+    rows = outcome.stdout.splitlines()
+    assert rows[0].split() == ["python", "scripture", "german", "manual"] and TEXT in rows[1]
+    assert next(row.split() for row in rows if row.startswith("layer")) == ["layer", *rows[0].split()]
+    assert sum(row.startswith(tuple(map(str, range(N_LAYER)))) for row in rows) == N_LAYER
+    for line in ("(cv)", "busiest: ", "without a token: ", "auxiliary loss", "dropped by an expert capacity: "):
+        assert sum(line in row for row in rows) == 1
+    assert " + " in rows[-1] and rows[-1].startswith("most often together: ")
+    (tmp_path / "gguf").mkdir()
+    (tmp_path / "gguf" / "tiny-F32.gguf").symlink_to(tiny_path)
+    experts = ", ".join(f'{{ source_model = "{each["source_model"]}" }}' for each in EXPERTS)
+    (tmp_path / "models.toml").write_text(
+        f'[models.tiny]\noutput = "gguf"\nbase_model = "models/base"\ngate_mode = "random"\nexperts = [{experts}]\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    report = json.loads(moe_gguf("routes", "tiny", "-p", TEXT, "--json").stdout)
+    assert report["experts"] == ["python", "scripture", "german", "manual"]
+    three = tmp_path / "three.yml"
+    three.write_text(json.dumps({"base_model": "models/base", "gate_mode": "random", "experts": EXPERTS[:3]}))
+    outcome = moe_gguf("routes", tiny_path, "-p", TEXT, "--recipe", three)
+    assert outcome.status == 1 and "the recipe has 3 experts, and the model 4" in outcome.stderr
 
 
 def test_counts_of_an_importance_matrix_are_the_tokens_of_a_text(tiny_path: Path, tmp_path: Path) -> None:
