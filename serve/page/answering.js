@@ -76,7 +76,8 @@ export function stop(conversation) {
 }
 
 function begin(conversation, question, fields = {}) {
-  const node = addNode(conversation, question.id, { role: "assistant", ...fields });
+  const names = state.model?.named ? { names: state.model.names } : {};
+  const node = addNode(conversation, question.id, { role: "assistant", ...names, ...fields });
   state.running.set(node.id, new AbortController());
   state.traces.set(node.id, new Trace());
   return node;

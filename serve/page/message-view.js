@@ -4,7 +4,7 @@ import { traceOf } from "./answering.js";
 import { copyText, el, icon, iconButton, toast } from "./dom.js";
 import { showMarkdown } from "./markdown.js";
 import { showWord } from "./popover.js";
-import { isMixture, nameOf, shareBar, shareDetails } from "./speakers.js";
+import { colourOf, isMixture, nameOf, shareBar, shareDetails } from "./speakers.js";
 import { actions, state } from "./state.js";
 import { paint } from "./strips.js";
 import { versions } from "./tree.js";
@@ -110,10 +110,10 @@ export class AnswerView {
   /** Show all else. */
   update() {
     const { node } = this;
-    const alone = node.only === undefined ? null : nameOf(node.only);
+    const alone = node.only === undefined ? null : nameOf(node.only, node.names);
     this.element.setAttribute("aria-label", alone ? `Answer of ${alone} alone` : "Answer");
     this.element.setAttribute("aria-busy", String(this.busy));
-    this.who.replaceChildren(...(alone ? [el("span", { className: "dot", style: { "--colour": `var(--expert-${node.only % 8})` } }), `Only ${alone}`] : [this.paired ? "All experts" : state.model?.name ?? "Answer"]));
+    this.who.replaceChildren(...(alone ? [el("span", { className: "dot", style: { "--colour": colourOf(node.only) } }), `Only ${alone}`] : [this.paired ? "All experts" : state.model?.name ?? "Answer"]));
     this.who.classList.toggle("unseen", !alone && !this.paired);
     this.grow();
     this.showNote();
@@ -135,7 +135,7 @@ export class AnswerView {
   footer() {
     const { node, conversation } = this;
     const parts = [];
-    if (isMixture() && node.shares?.some(Boolean)) parts.push(shareBar(node.shares, this.open, () => this.toggle()));
+    if (node.shares?.length > 1 && node.shares.some(Boolean)) parts.push(shareBar(node, this.open, () => this.toggle()));
     if (this.busy) return [...parts, el("span", { className: "faint pulse" }, node.text ? "" : "Reading…")];
     if (node.error && !node.text) return [arrows(conversation, node) ?? ""];
     const actionsOfAnswer = el("div", { className: "actions" },
@@ -168,7 +168,7 @@ export class AnswerView {
 
   showDetails() {
     this.details.hidden = !this.open || !this.node.shares;
-    this.details.replaceChildren(...(this.details.hidden ? [] : [shareDetails(this.node.shares, this.node.layers)]));
+    this.details.replaceChildren(...(this.details.hidden ? [] : [shareDetails(this.node)]));
   }
 
   clicked(event) {
@@ -179,7 +179,7 @@ export class AnswerView {
   inspect(word = null) {
     const words = [...this.prose.querySelectorAll(".word")];
     if (!words.length) return toast("The tokens of this answer are no longer kept.");
-    showWord(word ?? words[0], words, state.traces.get(this.node.id), this.nExpert);
+    showWord(word ?? words[0], words, state.traces.get(this.node.id), this.nExpert, this.node.names);
   }
 
   edit() {

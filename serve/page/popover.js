@@ -1,7 +1,7 @@
 // A word that was clicked: its tokens, how likely they were, what else could have stood there, and who said it.
 
 import { el, iconButton } from "./dom.js";
-import { gradient, inWords, isMixture } from "./speakers.js";
+import { gradient, inWords } from "./speakers.js";
 
 let open = null;
 
@@ -17,11 +17,11 @@ export function closePopover(refocus = true) {
 }
 
 /** Show a word's tokens. `words` are all words of the answer, for the arrows. */
-export function showWord(word, words, trace, nExpert) {
+export function showWord(word, words, trace, nExpert, names) {
   const before = open?.before ?? document.activeElement;
   closePopover(false);
   const place = words.indexOf(word);
-  const go = (step) => words[place + step] && showWord(words[place + step], words, trace, nExpert);
+  const go = (step) => words[place + step] && showWord(words[place + step], words, trace, nExpert, names);
   const tokens = trace.tokens.slice(word.first, word.last);
   const element = el("div", { className: "popover", role: "dialog", "aria-label": `Tokens of “${word.textContent}”`, tabIndex: -1 },
     el("div", { className: "popover-head" },
@@ -29,7 +29,7 @@ export function showWord(word, words, trace, nExpert) {
       el("strong", {}, word.textContent),
       iconButton("right", "Next word", () => go(1), { disabled: place >= words.length - 1 }),
       iconButton("close", "Close", () => closePopover())),
-    isMixture() ? speakers(trace.shares(word.first, word.last, nExpert)) : "",
+    nExpert > 1 ? speakers(trace.shares(word.first, word.last, nExpert), names) : "",
     tokens.map((token) => tokenRows(token)));
   element.addEventListener("keydown", (event) => {
     if (event.key === "ArrowLeft") go(-1);
@@ -77,6 +77,6 @@ function percent(logprob) {
   return value >= 99.95 ? "100 %" : value >= 0.1 ? `${value.toFixed(1)} %` : "< 0.1 %";
 }
 
-function speakers(shares) {
-  return el("div", { className: "popover-speakers" }, el("span", { className: "bar", style: { "background-image": gradient(shares) } }), el("p", {}, inWords(shares) || "No expert was recorded."));
+function speakers(shares, names) {
+  return el("div", { className: "popover-speakers" }, el("span", { className: "bar", style: { "background-image": gradient(shares) } }), el("p", {}, inWords(shares, names) || "No expert was recorded."));
 }

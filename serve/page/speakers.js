@@ -19,8 +19,8 @@ export function colourOf(expert) {
   return `hsl(${Math.round(expert * 137.508) % 360} 55% var(--expert-lightness))`;
 }
 
-/** Return an expert's name. */
-export const nameOf = (expert) => model?.names[expert] ?? `Expert ${expert}`;
+/** Return an expert's name: that of the model which answered, else of the one that is served now. */
+export const nameOf = (expert, names = model?.names) => names?.[expert] ?? `Expert ${expert}`;
 
 /** Return shares as whole percents by expert, largest first, without those below half a percent. */
 export function ranked(shares) {
@@ -29,7 +29,7 @@ export function ranked(shares) {
 }
 
 /** Say shares in words. */
-export const inWords = (shares) => ranked(shares).map(({ expert, share }) => `${nameOf(expert)} ${Math.round(share * 100)}\u00a0%`).join(", ");
+export const inWords = (shares, names) => ranked(shares).map(({ expert, share }) => `${nameOf(expert, names)} ${Math.round(share * 100)}\u00a0%`).join(", ");
 
 /** Return a gradient with hard edges: a stripe per expert, as wide as its share, in the experts' order. */
 export function gradient(shares) {
@@ -57,24 +57,24 @@ export function legend() {
 }
 
 /** Make the button that shows an answer's shares as a bar and opens the details. */
-export function shareBar(shares, open, toggle) {
-  const first = ranked(shares).slice(0, 2).map(({ expert, share }) => el("span", {}, dot(expert), `${nameOf(expert)} ${Math.round(share * 100)}\u00a0%`));
+export function shareBar({ shares, names }, open, toggle) {
+  const first = ranked(shares).slice(0, 2).map(({ expert, share }) => el("span", {}, dot(expert), `${nameOf(expert, names)} ${Math.round(share * 100)}\u00a0%`));
   const bar = el("span", { className: "bar", style: { "background-image": gradient(shares) } });
-  return el("button", { type: "button", className: "shares", "aria-expanded": String(open), "aria-label": `Who spoke: ${inWords(shares)}. Details`, on: { click: toggle } }, bar, first);
+  return el("button", { type: "button", className: "shares", "aria-expanded": String(open), "aria-label": `Who spoke: ${inWords(shares, names)}. Details`, on: { click: toggle } }, bar, first);
 }
 
 /** Make the details of an answer: each expert's share, and each layer as a column. */
-export function shareDetails(shares, layers) {
+export function shareDetails({ shares, layers, names }) {
   const rows = ranked(shares).map(({ expert, share }) =>
-    el("li", {}, el("span", { className: "who" }, dot(expert), nameOf(expert)),
+    el("li", {}, el("span", { className: "who" }, dot(expert), nameOf(expert, names)),
       el("span", { className: "track" }, el("span", { className: "fill", style: { width: `${(share * 100).toFixed(1)}%`, "--colour": colourOf(expert) } })),
       el("span", { className: "number" }, `${(share * 100).toFixed(1)} %`)));
   const parts = [el("h3", {}, "Who spoke"), el("p", { className: "faint" }, "Each expert's part of the routers' weights, over all tokens and layers of this answer."), el("ol", { className: "rows" }, rows)];
-  if (layers?.length) parts.push(el("h3", {}, "Layer by layer"), layerChart(layers), el("p", { className: "axis faint", "aria-hidden": "true" }, el("span", {}, "first layer"), el("span", {}, "last layer")));
+  if (layers?.length) parts.push(el("h3", {}, "Layer by layer"), layerChart(layers, names), el("p", { className: "axis faint", "aria-hidden": "true" }, el("span", {}, "first layer"), el("span", {}, "last layer")));
   return el("section", { className: "details", "aria-label": "Who spoke" }, parts);
 }
 
-function layerChart(layers) {
+function layerChart(layers, names) {
   const [width, gap, height] = [10, 2, 60];
   const columns = layers.map((shares, layer) => {
     const total = shares.reduce((sum, share) => sum + share, 0) || 1;
@@ -87,11 +87,11 @@ function layerChart(layers) {
       return rect;
     });
     const title = svg("title");
-    title.textContent = `Layer ${layer}: ${inWords(shares)}`;
+    title.textContent = `Layer ${layer}: ${inWords(shares, names)}`;
     return svg("g", {}, title, ...parts);
   });
   const first = layers.map((shares) => ranked(shares)[0]?.expert).filter((expert) => expert !== undefined);
-  const counts = ranked(first.reduce((sums, expert) => { sums[expert] += 1; return sums; }, new Array(model.nExpert).fill(0)));
-  const summary = counts.map(({ expert, share }) => `${nameOf(expert)} leads in ${Math.round(share * first.length)} of ${first.length} layers`).join(", ");
+  const counts = ranked(first.reduce((sums, expert) => { sums[expert] += 1; return sums; }, new Array(layers[0].length).fill(0)));
+  const summary = counts.map(({ expert, share }) => `${nameOf(expert, names)} leads in ${Math.round(share * first.length)} of ${first.length} layers`).join(", ");
   return svg("svg", { class: "layers", viewBox: `0 0 ${layers.length * (width + gap) - gap} ${height}`, preserveAspectRatio: "none", role: "img", "aria-label": summary }, ...columns);
 }

@@ -3,7 +3,7 @@
 // conversation: {id, title, created, updated, settings, nodes: {id: node}, root}
 // node: {id, parent, role, text, children: [id], chosen: id | null, created} and, where they apply,
 //   files: [{name, text}]    what was attached to a question
-//   thoughts, only: expert, finish, error, shares: [number], layers: [[number]], stats: {tokens, seconds}   of an answer
+//   thoughts, only: expert, names: [string], finish, error, shares: [number], layers: [[number]], stats: {tokens, seconds}   of an answer
 //   pair: [id, id]           of a question: two of its answers that stand side by side
 
 const fresh = () => (crypto.randomUUID ? crypto.randomUUID() : Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join(""));
@@ -135,6 +135,7 @@ function checkedFields(from) {
   const fields = {
     role: from.role, text: text(from.text), created: number(from.created) ?? Date.now(), files,
     thoughts: text(from.thoughts) || undefined, only: Number.isInteger(from.only) ? from.only : undefined, finish: text(from.finish) || undefined,
+    names: Array.isArray(from.names) && from.names.every((name) => typeof name === "string") ? from.names : undefined,
     shares: numbers(from.shares), layers: Array.isArray(from.layers) && from.layers.every(numbers) ? from.layers : undefined,
     stats: from.stats && Number.isFinite(from.stats.tokens) ? { tokens: from.stats.tokens, seconds: number(from.stats.seconds) ?? 0 } : undefined,
   };
