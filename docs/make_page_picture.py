@@ -1,4 +1,4 @@
-"""Write docs/serve-page.png: the page with an answer of the demo's model. Needs `make demo`, playwright and a Chromium."""
+"""Write docs/serve-page.png: the page with an answer of the demo. Needs `make demo`, playwright and a Chromium."""
 
 import shutil
 import subprocess
@@ -15,7 +15,17 @@ def main(model: Path) -> None:
     """Serve the model, ask the question, take the picture."""
     from playwright.sync_api import sync_playwright
 
-    command = [sys.executable, "-c", "from moe_gguf.cli import main; main()", "serve", str(model), "--port", "0", "-t", "1"]
+    command = [
+        sys.executable,
+        "-c",
+        "from moe_gguf.cli import main; main()",
+        "serve",
+        str(model),
+        "--port",
+        "0",
+        "-t",
+        "1",
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server, sync_playwright() as playwright:
         assert server.stderr
         url = next(line.split("listening on ")[1].strip() for line in server.stderr if "listening on " in line)
