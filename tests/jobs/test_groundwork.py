@@ -15,6 +15,7 @@ from moe_gguf.quantize.file_types import parse_file_type
 from moe_gguf.quantize.stock_policy import stock
 
 from ..command import moe_gguf
+from ..merge.tiny_models import Dense, write_dense
 
 TEXTS = Path(__file__).parents[1] / "cli" / "texts"
 ONE_THREAD = LoadRequest(n_threads=1)
@@ -153,3 +154,14 @@ def test_another_rounding_than_was_measured_is_told(tiny_path: Path, texts: list
     done = moe_gguf("quantize", tiny_path, "--calibration", texts[0], "-o", tmp_path / "b.gguf", *rest)
     assert done.status == 0 and "measured with plain rounding, and this file's is calibrated" in done.stderr
     assert read_gguf(tmp_path / "b.gguf").metadata["quantize.rounding"] == "calibrated"
+
+
+def test_a_checkpoint_is_written_to_be_run_and_moments_of_it_fit(texts: list[Path], tmp_path: Path) -> None:
+    folder = write_dense(tmp_path / "dense", Dense())
+    told, request = Told(), asked(folder, tmp_path / "a.gguf")
+    with laid(request, Wanted(texts[0], load=ONE_THREAD), told) as ready:
+        assert ready.source and ready.source.parent == ready.folder
+        report = quantize.run(quantize.prepare(ready.request))
+    assert any("to be run and compared with" in said for said in told.said)
+    rounding = report.outputs[0].rounding
+    assert rounding and rounding.n_tensors >= 2 * 7 and not list_cache().entries
