@@ -2,9 +2,10 @@
 
     python -m benchmarks.compare BASE.gguf VARIANT.gguf TEXT --llama-perplexity build/bin/llama-perplexity
 
-Both sides read TEXT with the base once (not timed), then the variant against what was stored of it, in turns; the best
-of all turns counts, loading included. Ours also counts how often the same experts are chosen, as the command does; it
-leaves out the speed of generation, which llama-perplexity does not measure. Stored logits are compared too: our compact
+We read TEXT with the base once (not timed) and store its logits as llama-perplexity does. Then both sides read the
+variant against that one file, in turns; the best of all turns counts, loading included. Ours also counts how often the
+same experts are chosen, as the command does; it leaves out the speed of generation, which llama-perplexity does not
+measure. Stored logits are compared too: our compact
 form against llama.cpp's, in size and in the divergence that comes of it.
 """
 
@@ -69,7 +70,7 @@ def main(base: Path, variant: Path, text: Path, binary: str, threads: int, chunk
             printed = subprocess.run([*command, "--kl-divergence-base", str(stock)], check=True, capture_output=True)
             return time.perf_counter() - start, printed.stdout.decode()
 
-        theirs(base, "-f", str(text))
+        ours("", stock, "")
         small, _ = ours("", compact, "compact")
         turns = [(theirs(variant, "--kl-divergence"), ours(stock, "", "")) for _ in range(rounds)]
         sizes = compact.stat().st_size / stock.stat().st_size

@@ -215,7 +215,7 @@ class Collecting:
         """Decode the chunks once: moments take all of them, sums those from number `done` on."""
         from threadpoolctl import threadpool_limits
 
-        from ..measure.chunks import decode_chunks
+        from ..measure.chunks import chunks_at_once, decode_chunks
         from ..measure.importance import LAYERS
         from ..runner.products import Input, Products
         from ..runner.tap import TappedEngine
@@ -237,11 +237,13 @@ class Collecting:
             engine = stack.enter_context(TappedEngine(model, options, products))
             bar = stack.enter_context(self.listener.bar(len(self.chunks), "imatrix", "chunks"))
             bar.update(at)
+            at_once = chunks_at_once(engine, self.request.n_ctx)
+            importance.where = place(at, at_once, len(self.chunks))
             with self._interrupted():
                 for now in decode_chunks(engine, self.chunks, at):
                     bar.update(now - at)
                     at = now
-                    importance.where = f" from chunk {at} on"
+                    importance.where = place(at, at_once, len(self.chunks))
                     if at > done:
                         self._keep(importance, at)
                         if time.monotonic() - self._saved > SAVE_EVERY:
@@ -281,6 +283,12 @@ class Collecting:
             with opened_model(self.file.path, load, self.listener) as (model, options):
                 self._pass(model, options, importance, None, 0)
         self.done = n_chunk
+
+
+def place(start: int, n: int, n_chunk: int) -> str:
+    """Say which chunks are decoded from number `start` on, n at once, for a message."""
+    last = min(start + n, n_chunk) - 1
+    return f"in chunk {start}" if start >= last else f"in chunks {start} to {last}"
 
 
 def survey(

@@ -56,13 +56,18 @@ def digest(chunks: np.ndarray) -> str:
     return blake2b(f"{chunks.shape}".encode() + chunks.tobytes(), digest_size=16).hexdigest()
 
 
+def chunks_at_once(engine: Engine, n_ctx: int) -> int:
+    """Return how many chunks are decoded together."""
+    return min(len(engine.cached), max(1, engine.n_batch // n_ctx))
+
+
 def decode_chunks(engine: Engine, chunks: np.ndarray, start: int = 0) -> Iterator[int]:
     """Decode chunks from number `start` on, for what listens; yield how many are done each time, from the first.
 
     Every token is an output, so that the last layers are computed for all of them.
     """
     n_ctx = chunks.shape[1]
-    n_seq = min(len(engine.cached), max(1, engine.n_batch // n_ctx))
+    n_seq = chunks_at_once(engine, n_ctx)
     for first in range(start, len(chunks), n_seq):
         group = chunks[first : first + n_seq]
         engine.clear()

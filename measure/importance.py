@@ -104,8 +104,8 @@ class Importance:
     def _demand_finite(self, added: np.ndarray, weight: str) -> None:
         if not np.isfinite(added).all():
             raise EngineError(
-                f"what {weight} is multiplied by is NaN or infinite{self.where}, and nothing before it is; the weights "
-                "before it are damaged or out of F16's range: convert again, or quantize from BF16"
+                f"what {weight} is multiplied by is NaN or infinite {self.where}, and nothing before it is; the "
+                "weights before it are damaged or out of F16's range: convert again, or quantize from BF16"
             )
 
 

@@ -14,11 +14,14 @@ from moe_gguf.formats.imatrix_file import ImatrixFile, read_gguf_imatrix, write_
 from moe_gguf.jobs import collecting
 from moe_gguf.jobs import imatrix as job
 from moe_gguf.jobs.loading import LoadRequest
+from moe_gguf.measure.chunks import CalibrationText, cut_chunks
 from moe_gguf.measure.importance_statistics import statistics_table
 from moe_gguf.quantize.imatrix import load_imatrix
+from moe_gguf.runner.load_options import LoadOptions
+from moe_gguf.runner.model import Model
 
 from ..command import moe_gguf
-from ..runner.tiny_gguf import N_EXPERT, N_FF, N_LAYER
+from ..runner.tiny_gguf import N_EXPERT, N_FF, N_LAYER, write_tiny
 from .imatrix_case import CHUNKS, N_CTX, TEXT
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -200,6 +203,23 @@ def test_the_file_quantizes(tiny_path: Path, text: Path, tmp_path: Path) -> None
     shape = read_gguf(tiny_path).tensors["blk.0.ffn_down_exps.weight"].shape
     values = imatrix.for_tensor("blk.0.ffn_down_exps.weight", shape)
     assert values is not None and values.shape == (N_EXPERT, shape[0]) and not imatrix.warnings
+
+
+def test_nan_is_reported_with_chunk_and_layer(tiny_path: Path, text: Path, tmp_path: Path) -> None:
+    """A token whose embedding is NaN comes in the third chunk first."""
+    with Model(tiny_path, LoadOptions(n_ctx=N_CTX, n_threads=1)) as model:
+        chunks = cut_chunks(model, [CalibrationText("text", TEXT + " qqq" * N_CTX)], N_CTX)
+        seen = set(chunks[0]) | set(chunks[1])
+        odd = next(int(token) for token in chunks[2:].ravel() if token not in seen)
+        first = next(number for number, chunk in enumerate(chunks) if odd in chunk)
+    path = tmp_path / "nan.gguf"
+    write_tiny(path, lambda _, tensors: tensors["token_embd.weight"][odd].fill(np.nan))
+    long = tmp_path / "long.txt"
+    long.write_text(TEXT + " qqq" * N_CTX)
+    words = rf"what blk.0.attn_\w+.weight is multiplied by is NaN or infinite in chunk {first}, and nothing before"
+    with pytest.raises(EngineError, match=words):
+        made(path, long, tmp_path / "i.gguf", n_chunk=None)
+    assert not (tmp_path / "i.gguf").exists()
 
 
 def test_refusals_are_one_line_and_leave_nothing(tiny_path: Path, text: Path, tmp_path: Path) -> None:

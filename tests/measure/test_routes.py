@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from moe_gguf.formats.imatrix_file import ImatrixFile, write_gguf_imatrix
 from moe_gguf.jobs import imatrix as imatrix_job
 from moe_gguf.jobs import routes as job
 from moe_gguf.measure.expert_load import load_of
@@ -155,6 +156,17 @@ def test_counts_of_an_importance_matrix_are_the_tokens_of_a_text(tiny_path: Path
     report = job.run(job.prepare(job.Request(None, imatrix=tmp_path / "i.gguf")))
     assert [tuple(row) for row in report.counts.tolist()] == [layer.tokens for layer in layers]
     assert report.load.aux_loss is None and report.as_json()["n_expert_used"] is None
+
+
+def test_matrices_that_say_nothing_of_the_model_s_experts_are_refused(tiny_path: Path, tmp_path: Path) -> None:
+    dense, other = tmp_path / "dense.gguf", tmp_path / "other.gguf"
+    one = np.ones((1, 64)), np.ones(1, int)
+    write_gguf_imatrix(dense, ImatrixFile({"blk.0.attn_q.weight": one}, (), 1, 64))
+    eight = np.ones((8, 64)), np.ones(8, int)
+    write_gguf_imatrix(other, ImatrixFile({"blk.0.ffn_up_exps.weight": eight}, (), 1, 64))
+    for path, words in ((dense, "has no experts"), (other, "8 experts, and"), (tiny_path, "no importance matrix")):
+        outcome = moe_gguf("routes", tiny_path, "--imatrix", path)
+        assert outcome.status == 1 and words in outcome.stderr and outcome.stderr.count("\n") == 1
 
 
 def test_pictures_and_pages_are_written(tiny_path: Path, tmp_path: Path) -> None:
