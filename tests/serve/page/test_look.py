@@ -144,3 +144,22 @@ def test_shortcuts_are_listed_and_work(screen: Screen) -> None:
     screen.page.wait_for_function("() => document.querySelectorAll('.answer .word').length > 2")
     screen.page.keyboard.press("Escape")
     screen.wait()
+
+
+def test_a_server_that_wants_a_key_is_given_one(browser: "Browser", talker_path: Path) -> None:
+    guarded = Server(talker_path, "-c", "2048", "-t", "1", "--api-key", "open sesame")
+    try:
+        with Screen.opened(browser, guarded.url, ready="dialog.key") as screen:
+            assert serious(screen) == []
+            screen.page.get_by_label("Key", exact=True).fill("wrong")
+            screen.button("Use this key").click()
+            expect(screen.page.get_by_label("Key", exact=True)).to_have_value("")
+            screen.page.get_by_label("Key", exact=True).fill("open sesame")
+            screen.button("Use this key").click()
+            expect(screen.find(".welcome .lead")).to_contain_text("4 experts")
+            screen.page.reload()
+            expect(screen.find(".welcome .lead")).to_contain_text("4 experts")
+            assert screen.page.evaluate("() => JSON.stringify(localStorage)").find("sesame") == -1
+            screen.complaints[:] = [each for each in screen.complaints if "401" not in each]
+    finally:
+        guarded.stop()
