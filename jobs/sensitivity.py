@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,6 +37,8 @@ from .splicing import splice
 from .working_files import roomy_cache
 
 _T = GGMLQuantizationType
+# Roles with less than this share of the weights are measured with 16 bits too.
+SMALL, EXACTLY = 1 / 32, " at 16 bits"
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def run(prepared: Prepared, listener: Listener = SILENT) -> Report:
             listener.bar(len(missing), "measure sensitivities", " runs") as bar,
         ):
             for what, names in missing.items():
-                known.add(what, kld(names))
+                known.add(what, kld(names, what.endswith(EXACTLY)))
                 listener.detail(f"{what}: {known.found[what]:.5f} nats")
                 bar.update(1)
     sensitivity, additivity = _summed_up(prepared, known.found, _errors(prepared, listener))
@@ -152,15 +155,24 @@ def _digest(text: Path) -> str:
 
 
 def _configurations(prepared: Prepared) -> dict[str, frozenset[str]]:
-    """Return by configuration the tensors that have four bits in it."""
+    """Return by configuration the tensors that have four bits in it, or are exact in those that say so."""
     names = prepared.tensors
     configurations = {"floor": frozenset[str](), "all": frozenset(names)}
     for role in _roles(prepared):
         configurations[role.name] = frozenset(name for name in names if role_of(name) is role)
+    configurations |= {role.name + EXACTLY: configurations[role.name] for role in _small(prepared)}
     for start, stop in _groups(prepared):
         within = frozenset(name for name in names if start <= _layer(name) < stop)
         configurations[f"layers {start} to {stop - 1}"] = within
     return configurations
+
+
+def _small(prepared: Prepared) -> list[Role]:
+    """Return the roles of few weights."""
+    weights = dict.fromkeys(_roles(prepared), 0)
+    for name, shape in prepared.tensors.items():
+        weights[role_of(name)] += prod(shape)
+    return [role for role, n in weights.items() if n < SMALL * sum(weights.values())]
 
 
 def _roles(prepared: Prepared) -> list[Role]:
@@ -180,8 +192,13 @@ def _layer(name: str) -> int:
 
 
 @contextmanager
-def _measuring(prepared: Prepared, folder: Path, listener: Listener) -> Iterator[Callable[[frozenset[str]], float]]:
-    """Make the two files and read the source; yields what measures the divergence with four bits in some tensors."""
+def _measuring(
+    prepared: Prepared, folder: Path, listener: Listener
+) -> Iterator[Callable[[frozenset[str], bool], float]]:
+    """Make the two files and read the source; yields what measures the divergence with four bits in some tensors.
+
+    With True these have the bits of the source instead.
+    """
     request = prepared.request
     fine, coarse, variant = folder / "fine.gguf", folder / "coarse.gguf", folder / "variant.gguf"
     listener.say(f"{prepared.file.path.name}: quantized to {FINEST.name} and {REFERENCE.name}, to be compared")
@@ -205,8 +222,8 @@ def _measuring(prepared: Prepared, folder: Path, listener: Listener) -> Iterator
     )
     with compare.reading_base(compare.prepare(comparison), listener) as held_against:
 
-        def kld(names: frozenset[str]) -> float:
-            splice(fine, coarse, names, variant)
+        def kld(names: frozenset[str], exactly: bool) -> float:
+            splice(fine, prepared.file.path if exactly else coarse, names, variant)
             return held_against(read_gguf(variant)).divergence.kld.value
 
         yield kld
@@ -265,6 +282,7 @@ def _summed_up(
         roles={role: value * additivity for role, value in roles.items()},
         layers=layers,
         errors=errors,
+        exact={role.name: max(floor - klds[role.name + EXACTLY], 0.0) for role in _small(prepared)},
         floor=floor,
         rounding="calibrated" if request.moments else "plain",
     )

@@ -26,6 +26,8 @@ LADDER = (
     *(_T.Q2_K, _T.Q3_K, _T.IQ4_XS, _T.Q4_K, _T.Q5_K, _T.Q6_K),
     *(_T.Q4_0, _T.IQ4_NL, _T.Q4_1, _T.Q5_0, _T.Q5_1, _T.Q8_0),
 )
+# What small roles may have beyond the ladder: nothing is lost, and the inputs are not rounded either.
+EXACT = _T.F16
 # Where the errors of a type were not measured: the squared error falls by so much for each bit per weight.
 PER_BIT = 4.2
 
@@ -128,6 +130,9 @@ def options_of(choices: Sequence[TypeChoice], sensitivity: Sensitivity) -> dict[
             Option(qtype, tensor_bytes(choice.shape, qtype), whole * factor)
             for qtype, factor in _factors(choice, sensitivity.errors.get(choice.source_name, {})).items()
         ]
+        if (gained := sensitivity.exact.get(role, 0.0)) > 0:
+            n_bytes = tensor_bytes(choice.shape, EXACT)
+            row.append(Option(EXACT, n_bytes, -gained * n_weights / sizes[role]))
         options[choice.name] = sorted(row, key=lambda option: (option.n_bytes, option.cost))
     return options
 

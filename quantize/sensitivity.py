@@ -23,6 +23,7 @@ class Sensitivity:
     - roles: by the names of Role, beyond what a file of FINEST alone has, which is `floor`.
     - layers: factors by layer, 1 on average.
     - errors: by tensor and type, squared error of its outputs over squared outputs, rounded as the file will be.
+    - exact: what is gained beyond FINEST, in nats, when a role has 16 bits; of small roles, where it may be worth it.
     - model, text: name of the model's file and digest of the text; rounding: "plain" or "calibrated".
     """
 
@@ -31,6 +32,7 @@ class Sensitivity:
     roles: Mapping[str, float]
     layers: Mapping[int, float] = field(default_factory=dict)
     errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    exact: Mapping[str, float] = field(default_factory=dict)
     floor: float = 0.0
     rounding: str = "plain"
 
@@ -47,12 +49,18 @@ def read_sensitivity(path: Path) -> Sensitivity:
             raise ValueError
         roles = {Role[name].name: float(value) for name, value in given["roles"].items()}
         layers = {int(layer): float(value) for layer, value in given["layers"].items()}
+        exact = {Role[name].name: float(value) for name, value in given["exact"].items()}
         errors = {
             str(name): {GGMLQuantizationType[qtype].name: float(value) for qtype, value in row.items()}
             for name, row in given["errors"].items()
         }
-        found = Sensitivity(**{**given, "roles": roles, "layers": layers, "errors": errors})
-        numbers = (*roles.values(), *layers.values(), *(v for row in errors.values() for v in row.values()))
+        found = Sensitivity(**{**given, "roles": roles, "layers": layers, "errors": errors, "exact": exact})
+        numbers = (
+            *roles.values(),
+            *layers.values(),
+            *exact.values(),
+            *(v for row in errors.values() for v in row.values()),
+        )
         whole = bool(roles) and all(0 <= number < 1e6 for number in (*numbers, float(found.floor)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         whole = False

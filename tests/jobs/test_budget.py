@@ -100,6 +100,16 @@ def test_measured_errors_decide_between_types_of_one_size(model: Path) -> None:
     assert row["Q5_K"] == pytest.approx(row["Q4_K"] * 0.29 / 0.99)
 
 
+def test_small_roles_may_have_16_bits_where_that_gains_something(model: Path) -> None:
+    choices = choices_of(model)
+    curve = frontier(choices, replace(FOUND, exact={"ATTN_V": 0.001, "ATTN_K": 0.0}))
+    exact = {name for name, option in curve.steps if option.qtype == GGMLQuantizationType.F16}
+    assert exact == {choice.name for choice in choices if "attn_v" in choice.name}
+    best = curve.at(curve.largest)
+    assert best.predicted_kld == pytest.approx(FOUND.floor - 0.001)
+    assert {best.types[name] for name in exact} == {GGMLQuantizationType.F16}
+
+
 def test_a_file_of_the_size_and_the_words_that_reproduce_it(model: Path, sensitivity: Path, tmp_path: Path) -> None:
     out = f"{tmp_path}/"
     asked = ("quantize", model, "--target-bpw", "5.6", "--sensitivity", sensitivity, "-o", out, "--json", "-q")
@@ -144,7 +154,7 @@ def test_what_cannot_be_is_refused(model: Path, sensitivity: Path, tmp_path: Pat
     for options in (["--target-bpw", "5"], ["--sensitivity", str(sensitivity)], []):
         assert moe_gguf("quantize", model, *options, "--dry-run").status == 2
     broken = tmp_path / "broken.json"
-    for text in ("", "[]", '{"format": "moe-gguf sensitivity", "version": 2, "roles": {"X": 1}}'):
+    for text in ("", "[]", '{"format": "moe-gguf sensitivity", "version": 2, "roles": {"X": 1}, "exact": {}}'):
         broken.write_text(text)
         with pytest.raises(PlanError, match="no file of sensitivities"):
             read_sensitivity(broken)
