@@ -158,6 +158,19 @@ def test_counts_of_an_importance_matrix_are_the_tokens_of_a_text(tiny_path: Path
     assert report.load.aux_loss is None and report.as_json()["n_expert_used"] is None
 
 
+def test_tokens_are_listed_with_their_experts_by_layer_or_over_all(tiny_path: Path) -> None:
+    report = json.loads(moe_gguf("routes", tiny_path, "-p", TEXT, "--json", "--tokens").stdout)
+    outcome = moe_gguf("routes", tiny_path, "-p", TEXT, "--tokens", "--layer", "1")
+    rows = [row.split() for row in outcome.stdout.splitlines() if row.startswith("'")]
+    assert len(rows) == len(report["tokens"])
+    for row, token in zip(rows, report["tokens"], strict=True):
+        weights = dict(zip(row[-4::2], map(float, row[-3::2]), strict=True))
+        expected = dict(zip(map(str, token["experts"][1]), token["weights"][1], strict=True))
+        assert weights == {expert: pytest.approx(weight, abs=0.006) for expert, weight in expected.items()}
+    outcome = moe_gguf("routes", tiny_path, "-p", TEXT, "--layer", "9")
+    assert outcome.status == 2 and f"--layer 9: layers with experts are 0 to {N_LAYER - 1}" in outcome.stderr
+
+
 def test_matrices_that_say_nothing_of_the_model_s_experts_are_refused(tiny_path: Path, tmp_path: Path) -> None:
     dense, other = tmp_path / "dense.gguf", tmp_path / "other.gguf"
     one = np.ones((1, 64)), np.ones(1, int)
