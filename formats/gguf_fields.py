@@ -27,6 +27,7 @@ SCALARS: dict[GGUFValueType, str] = {
 LONGEST_HEADER = 2**26
 LONGEST_ARRAY = 2**23
 LENGTH = struct.Struct("<Q")
+LENGTH_OF_1 = struct.Struct("<I")
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ def pack_value(value: Any, kind: GGUFValueType, item_type: GGUFValueType | None 
     head = struct.pack("<IQ", item_type, len(value))
     if item_type in SCALARS:
         return head + struct.pack(f"<{len(value)}{SCALARS[item_type][1]}", *value)
+    if item_type is GGUFValueType.STRING:  # a vocabulary: `pack_string` written out
+        strings = (item.encode("utf-8", "surrogateescape") if isinstance(item, str) else item for item in value)
+        return head + b"".join([part for data in strings for part in (LENGTH.pack(len(data)), data)])
     return head + b"".join(pack_value(item, item_type) for item in value)
 
 
@@ -87,6 +91,8 @@ class Cursor:
 
     def __init__(self, data: Any, size: int, path: str) -> None:
         self.data, self.size, self.path, self.at = data, min(size, LONGEST_HEADER), path, 0
+        # Lengths, counts and dimensions are of 64 bits since version 2.
+        self.length = LENGTH
 
     def fail(self, what: str) -> GgufError:
         """Return the error for what is wrong at this byte."""
@@ -105,14 +111,14 @@ class Cursor:
 
     def string(self) -> str:
         """Unpack one string; bytes that are not UTF-8 survive a round trip through `pack_string`."""
-        return self.take(self.number("<Q")).decode("utf-8", "surrogateescape")
+        return self.take(self.number(self.length.format)).decode("utf-8", "surrogateescape")
 
     def field(self) -> Field:
         """Unpack one typed value."""
         kind = self._type()
         if kind is not GGUFValueType.ARRAY:
             return Field(self._value(kind), kind)
-        item_type, count = self._type(), self.number("<Q")
+        item_type, count = self._type(), self.number(self.length.format)
         if item_type is GGUFValueType.ARRAY:
             raise self.fail("arrays of arrays are not in use")
         if count > min(self.size - self.at, LONGEST_ARRAY):
@@ -125,10 +131,10 @@ class Cursor:
 
     def _strings(self, count: int) -> list[str]:
         """Unpack many strings: vocabularies are read whenever a model is, so this is `string` written out."""
-        data, at, size, length = self.data, self.at, self.size, LENGTH.unpack_from
+        data, at, size, length = self.data, self.at, self.size, self.length.unpack_from
         found = []
         for _ in range(count):
-            start = at + LENGTH.size
+            start = at + self.length.size
             stop = start + length(data, at)[0] if start <= size else start
             if stop > size:
                 self.at = at

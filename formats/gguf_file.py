@@ -24,10 +24,12 @@ from gguf.constants import (
 
 from .errors import GgufError
 from .file_kinds import part_of, what_it_is
-from .gguf_fields import Cursor, Field, plain
+from .gguf_fields import LENGTH_OF_1, Cursor, Field, plain
 from .gguf_types import UnknownTypeError, tensor_type
 
 MAGIC = GGUF_MAGIC.to_bytes(4, "little")
+# llama.cpp gave up version 1 in 2023.
+OLDEST_LOADED = 2
 LARGEST_DIMENSION = 2**40
 LARGEST_ALIGNMENT = 2**20
 LONGEST_NAME = 200
@@ -82,12 +84,13 @@ def tensor_bytes(shape: Iterable[int], qtype: GGMLQuantizationType) -> int:
     return prod(dimensions) // block_size * type_size
 
 
-def read_gguf(path: Path) -> GgufFile:
+def read_gguf(path: Path, oldest: int = OLDEST_LOADED) -> GgufFile:
     """Read the header of a GGUF file, and of all its shards when it is the first of a split one.
 
-    Raises GgufError for a file that is not GGUF, truncated, inconsistent, or lacks a shard.
+    `oldest` is the oldest version to take: llama.cpp loads 2 and 3, and 1 can be read. Raises GgufError for a file that
+    is not GGUF, truncated, inconsistent, or lacks a shard.
     """
-    first = read_shard(Path(path))
+    first = read_shard(Path(path), oldest)
     count = _split_number(first, Keys.Split.LLM_KV_SPLIT_COUNT, 0)
     if count <= 1:
         return first
@@ -121,8 +124,8 @@ def _split_number(file: GgufFile, key: str, default: int) -> int:
     return value
 
 
-def read_shard(path: Path) -> GgufFile:
-    """Read the header of one file, without looking for other shards."""
+def read_shard(path: Path, oldest: int = OLDEST_LOADED) -> GgufFile:
+    """Read the header of one file, without looking for other shards; see `read_gguf`."""
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
@@ -131,24 +134,28 @@ def read_shard(path: Path) -> GgufFile:
             if size < 24:
                 raise GgufError(f"{path}: not a GGUF file ({size} bytes)")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _parse(Cursor(data, size, str(path)), size, path)
+                return _parse(Cursor(data, size, str(path)), size, path, oldest)
     except IsADirectoryError:
         raise GgufError(f"{path}: a folder, not a GGUF file") from None
     except FileNotFoundError:
         raise GgufError(f"{path}: no such file") from None
 
 
-def _parse(cursor: Cursor, size: int, path: Path) -> GgufFile:
+def _parse(cursor: Cursor, size: int, path: Path, oldest: int) -> GgufFile:
     cursor.take(len(MAGIC))
     version = cursor.number("<I")
-    if version not in (2, GGUF_VERSION):
+    if version == 1 and oldest == 1:
+        cursor.length = LENGTH_OF_1
+    elif version not in (2, GGUF_VERSION):
         if version and not version & 0xFFFF:
             raise GgufError(f"{path}: a big-endian file; llama.cpp's gguf_convert_endian.py makes it little-endian")
-        first = " (the first, of August 2023)" if version == 1 else ""
-        raise GgufError(
-            f"{path}: GGUF version {version}{first}; only 2 and {GGUF_VERSION} can be read; convert it again"
-        )
-    n_tensors, n_fields = cursor.number("<Q"), cursor.number("<Q")
+        if version == 1:
+            raise GgufError(
+                f"{path}: GGUF version 1 (the first, of August 2023), which llama.cpp no longer loads; make it version "
+                f"{GGUF_VERSION} by moe-gguf upgrade"
+            )
+        raise GgufError(f"{path}: GGUF version {version}; only 2 and {GGUF_VERSION} can be read; convert it again")
+    n_tensors, n_fields = cursor.number(cursor.length.format), cursor.number(cursor.length.format)
     if n_tensors * 24 > cursor.size or n_fields * 12 > cursor.size:
         raise cursor.fail(f"{n_tensors} tensors and {n_fields} fields do not fit into the file")
     fields: dict[str, Field] = {}
@@ -181,7 +188,7 @@ def _tensor_entry(cursor: Cursor) -> tuple[str, tuple[int, ...], GGMLQuantizatio
         raise cursor.fail(f"a tensor's name of {len(name)} characters")
     if not 1 <= n_dims <= 4:
         raise cursor.fail(f"tensor {name!r} has {n_dims} dimensions")
-    shape = tuple(cursor.number("<Q") for _ in range(n_dims))
+    shape = tuple(cursor.number(cursor.length.format) for _ in range(n_dims))
     if any(not 0 < n <= LARGEST_DIMENSION for n in shape) or prod(shape) >= 2**62:
         raise cursor.fail(f"tensor {name!r} has the impossible shape {list(shape)}")
     try:

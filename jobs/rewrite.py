@@ -19,6 +19,7 @@ from ..writer.plan import Plan
 from .listener import SILENT, Listener
 from .outputs import OutputReport
 from .planning import finished_check, stoppable
+from .restacking import in_one_type, requantized, stacked_type
 from .sources import SourceKind, kind_of_path, resolve_gguf
 
 # What an old file may lack, and a newer file or the checkpoint of the same model may have.
@@ -37,7 +38,8 @@ class Request:
 
     `fields` are set, `removed` keys are left out. `split_max_size` is bytes of tensors a shard, `split_max_tensors`
     tensors a shard. `repair_from`, a GGUF file or a checkpoint folder of the same model, gives what the tokenizer's
-    metadata lacks. `verify` loads the result in llama.cpp.
+    metadata lacks. `requantize` allows experts of several types to be stacked, all in the largest of these. `verify`
+    loads the result in llama.cpp.
     """
 
     source: str | Path | None
@@ -48,6 +50,7 @@ class Request:
     split_max_size: int | None = None
     split_max_tensors: int | None = None
     repair_from: Path | None = None
+    requantize: bool = False
     verify: bool = False
     force: bool = False
 
@@ -78,8 +81,8 @@ class Report:
 
 def prepare(request: Request) -> Prepared:
     """Read the header and plan the copy. Raises GgufError, PlanError, and OutputError for an output in the way."""
-    file = read_gguf(resolve_gguf(request.source, request.catalogue))
-    plan = plan_from_gguf(file)
+    file = read_gguf(resolve_gguf(request.source, request.catalogue), oldest=1)
+    plan = plan_from_gguf(file, mixed=request.requantize)
     changes = list(plan.warnings)
     if len(file.shards) > 1 and not (request.split_max_size or request.split_max_tensors):
         changes.append(f"{len(file.shards)} shards are joined")
@@ -92,6 +95,7 @@ def prepare(request: Request) -> Prepared:
         fields |= found
     changes += _edit(fields, request, file.path)
     plan = replace(plan, fields=fields)
+    changes += requantized(plan)
     entries = entries_of(plan)
     output = Output(request.output, fields, entries, "copy")
     if request.split_max_size:
@@ -114,6 +118,7 @@ def run(prepared: Prepared, listener: Listener = SILENT) -> Report:
         write(
             plan,
             [output],
+            in_one_type(plan.source),
             n_threads=best_thread_count(),
             force=request.force,
             allow_nonfinite=True,
@@ -166,11 +171,5 @@ def _edit(fields: dict[str, Field], request: Request, path: Path) -> list[str]:
 
 
 def entries_of(plan: Plan) -> tuple[TensorEntry, ...]:
-    """Return the tensors of a plan with the types that they have in its source; stacked ones of several are F32."""
-    from gguf.constants import GGMLQuantizationType
-
-    types = {"mixed": GGMLQuantizationType.F32}
-    return tuple(
-        TensorEntry(one.name, one.shape, types.get(one.source_type) or GGMLQuantizationType[one.source_type])
-        for one in plan.tensors
-    )
+    """Return the tensors of a plan with the types that they have in its source; stacked ones of several get one."""
+    return tuple(TensorEntry(one.name, one.shape, stacked_type(one, plan.source)) for one in plan.tensors)

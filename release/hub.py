@@ -76,7 +76,7 @@ def refusals(repo: str, doing: str) -> Iterator[None]:
     except RevisionNotFoundError:
         message = f"has no such branch, tag or commit on {where}"
     except LocalTokenNotFoundError:
-        message = f"cannot {doing} without logging in: run hf auth login, or set HF_TOKEN"
+        message = f"cannot {doing} {where} without logging in: run hf auth login, or set HF_TOKEN"
     except HFValidationError:
         message = "not a name that the hub can have; write OWNER/NAME"
     except OfflineModeIsEnabled:

@@ -96,7 +96,7 @@ class HubRepo:
                 file.flush()
                 there = wanted
                 try:
-                    if read_shard(path).header_bytes <= there:
+                    if read_shard(path, oldest=1).header_bytes <= there:
                         return path
                 except GgufError as error:
                     if there == size or there > LONGEST_HEADER or "truncated" in str(error):

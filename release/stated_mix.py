@@ -43,13 +43,12 @@ class StatedMix:
     @property
     def imatrix(self) -> str | None:
         """The importance matrix that the file says it was made with, and on what; None without."""
-        fields = {key.removeprefix(IMATRIX): str(value.value) for key, value in self.plan.fields.items()}
         file = self.plan.fields.get(f"{IMATRIX}file")
         if file is None:
             return None
-        told = [f"dataset {fields['dataset']}"] if f"{IMATRIX}dataset" in self.plan.fields else []
-        if f"{IMATRIX}chunks_count" in self.plan.fields:
-            told.append(f"{fields['chunks_count']} chunks")
+        dataset, chunks = (self.plan.fields.get(IMATRIX + key) for key in ("dataset", "chunks_count"))
+        told = [f"dataset {dataset.value}"] if dataset else []
+        told += [f"{chunks.value} chunks"] if chunks else []
         more = f" ({', '.join(told)})" if told else ""
         return f"{file.value}{more}"
 

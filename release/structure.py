@@ -31,7 +31,7 @@ def read_local(path: Path, start: int, stop: int) -> bytes:
 def structure_problems(file: GgufFile, read: Read = read_local, padding: bool = True) -> Iterator[Problem]:
     """Yield what is wrong with headers and padding of a file and its shards; without `padding` the headers alone."""
     for path in file.shards:
-        shard = read_shard(path)
+        shard = file if len(file.shards) == 1 else read_shard(path, oldest=1)
         yield from _header(shard, read)
         if padding:
             yield from _padding(shard, read)
@@ -49,6 +49,8 @@ def _header(shard: GgufFile, read: Read) -> Iterator[Problem]:
         packed += struct.pack("<IQ", tensor.qtype, tensor.offset - shard.header_bytes)
     packed += bytes(shard.header_bytes - len(packed))
     found = read(shard.path, 0, shard.header_bytes)
+    if packed == found:
+        return
     at = next((i for i, (one, other) in enumerate(zip(packed, found, strict=False)) if one != other), None)
     if at is not None:
         message = f"byte {at} of the header is {found[at]:#04x} where its content is written {packed[at]:#04x}"

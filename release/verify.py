@@ -92,8 +92,8 @@ def _read(place: Place, name: str, request: Request) -> Checked:
     if any(problem.kind is Kind.MISSING for problem in report.problems):
         return checked
     try:
-        file = checked.file = read_gguf(path)
-        plan = plan_from_gguf(file)
+        file = checked.file = read_gguf(path, oldest=1)
+        plan = plan_from_gguf(file, mixed=True)
     except MoeGgufError as error:
         if not any(problem.kind in (Kind.STRUCTURE, Kind.TRUNCATED) for problem in report.problems):
             report.add(kind_of(error), without_scratch(str(error), place.folder) if place.repo else str(error))

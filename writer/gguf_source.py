@@ -66,10 +66,11 @@ class GgufSource:
         return self._open[path]
 
 
-def plan_from_gguf(file: GgufFile) -> Plan:
+def plan_from_gguf(file: GgufFile, mixed: bool = False) -> Plan:
     """Return the plan that writes a GGUF file again: same fields, same tensors in order, experts stacked.
 
-    Raises GgufError when separate experts are incomplete or of several types.
+    Raises GgufError when separate experts are incomplete, or of several types, unless those may be `mixed`: then the
+    type of such a tensor is "mixed", and each of its rows of that of its piece.
     """
     source = GgufSource(file)
     fields = {key: value for key, value in file.fields.items() if key not in SPLIT_KEYS}
@@ -82,7 +83,7 @@ def plan_from_gguf(file: GgufFile) -> Plan:
         else:
             group = groups.pop((int(name["layer"]), name["matrix"]), None)
             if group is not None:
-                tensors.append(_stacked(group, file))
+                tensors.append(_stacked(group, file, mixed))
     names = [tensor.name for tensor in tensors]
     if len(set(names)) != len(names):
         raise GgufError(f"{file.path}: experts are there both one by one and stacked; convert it again")
@@ -115,7 +116,7 @@ def _separate_experts(tensors: Iterable[GgufTensor]) -> dict[tuple[int, str], _G
     return groups
 
 
-def _stacked(group: _Group, file: GgufFile) -> PlannedTensor:
+def _stacked(group: _Group, file: GgufFile, mixed: bool) -> PlannedTensor:
     where = f"{file.path}: layer {group.layer}, ffn_{group.matrix}"
     n_expert = file.hyper(Keys.LLM.EXPERT_COUNT, len(group.experts))
     if sorted(group.experts) != list(range(len(group.experts))) or len(group.experts) != n_expert:
@@ -127,8 +128,11 @@ def _stacked(group: _Group, file: GgufFile) -> PlannedTensor:
         raise GgufError(f"{where}: experts of different shapes; convert it again")
     if len(tensors[0].shape) != 2:
         raise GgufError(f"{where}: experts are not matrices; convert it again")
-    if len(types) > 1 and not types <= set(FLOAT_TYPES):
-        raise GgufError(f"{where}: experts of different types ({', '.join(sorted(types))}) cannot be stacked")
+    if len(types) > 1 and not mixed and not types <= set(FLOAT_TYPES):
+        raise GgufError(
+            f"{where}: experts of different types ({', '.join(sorted(types))}) cannot be stacked as they are; convert "
+            "the model again, or give them one type by moe-gguf upgrade --allow-requantize"
+        )
     return PlannedTensor(
         f"blk.{group.layer}.ffn_{group.matrix}_exps.weight",
         (*tensors[0].shape, n_expert),

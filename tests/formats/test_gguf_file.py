@@ -122,7 +122,10 @@ U16, U32, U64 = GGUFValueType.UINT16, GGUFValueType.UINT32, GGUFValueType.UINT64
 TWICE = pack_fields({"a": field_of(1)}) * 2
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
     "another magic": ({"entries": [], "magic": b"GGJT"}, "not a GGUF file"),
-    "version 1": ({"entries": [], "version": 1}, "version 1 (the first, of August 2023); only 2 and 3"),
+    "version 1": (
+        {"entries": [], "version": 1},
+        "version 1 (the first, of August 2023), which llama.cpp no",
+    ),
     "version 0": ({"entries": [], "version": 0}, "version 0;"),
     "version 4": ({"entries": [], "version": 4}, "version 4;"),
     "big-endian": ({"entries": [], "version": 3 << 24}, "big-endian"),
