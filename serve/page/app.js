@@ -166,6 +166,7 @@ async function start() {
   startKeys();
   document.getElementById("scroll").addEventListener("scroll", showJump, { passive: true });
   document.addEventListener("visibilitychange", refresh);
+  window.addEventListener("hashchange", () => { const id = location.hash.slice(1); if (id !== state.current.id && state.conversations.has(id)) open(id); });
   const wanted = location.hash.slice(1);
   open(state.conversations.has(wanted) ? wanted : null);
   if (!lasting) toast("This browser keeps nothing here: conversations last until the page is closed.");

@@ -56,13 +56,13 @@ for (const rule of ["th_open", "td_open"]) {
 export function showMarkdown(root, source) {
   const made = [];
   let place = root.firstElementChild;
-  for (const { html, text, start } of blocks(source)) {
-    if (place?.madeOf === html) {
+  for (const { key, render, text, start } of blocks(source)) {
+    if (place?.madeOf === key) {
       place = place.nextElementSibling;
       continue;
     }
-    const block = el("div", { className: "block" }, purify.sanitize(html, ALLOWED));
-    block.madeOf = html;
+    const block = el("div", { className: "block" }, purify.sanitize(render(), ALLOWED));
+    block.madeOf = key;
     dress(block);
     if (place) place.replaceWith(block);
     else root.append(block);
@@ -77,10 +77,14 @@ export function showMarkdown(root, source) {
   return made;
 }
 
-/** Yield the top-level blocks of a text: their HTML, the source that they were made of, and where it starts. */
+/**
+ * Yield the top-level blocks of a text: what makes their HTML, the source that they are made of, and where it starts.
+ * Blocks of the same key look the same: it has their source, and all that links by name may refer to.
+ */
 function* blocks(source) {
   const env = {};
   const tokens = md.parse(source, env);
+  const references = JSON.stringify(env.references ?? {});
   const starts = [0];
   for (let at = source.indexOf("\n"); at >= 0; at = source.indexOf("\n", at + 1)) starts.push(at + 1);
   for (let from = 0, depth = 0, index = 0; index < tokens.length; index += 1) {
@@ -89,7 +93,8 @@ function* blocks(source) {
     const part = tokens.slice(from, index + 1);
     const [first, end] = part[0].map ?? [0, starts.length];
     const start = starts[first] ?? 0;
-    yield { html: md.renderer.render(part, md.options, env), text: source.slice(start, starts[end] ?? source.length), start };
+    const text = source.slice(start, starts[end] ?? source.length);
+    yield { key: `${part[0].type} ${start} ${references} ${text}`, render: () => md.renderer.render(part, md.options, env), text, start };
     from = index + 1;
   }
 }

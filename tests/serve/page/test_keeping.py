@@ -81,6 +81,16 @@ def test_the_search_finds_words_of_other_branches_and_opens_them(screen: Screen)
     expect(screen.find("article.answer .said")).to_have_text("They sing.")
 
 
+def test_a_second_tab_sees_what_the_first_one_kept(screen: Screen) -> None:
+    other = screen.page.context.new_page()
+    other.goto(screen.page.url)
+    other.wait_for_selector(".welcome .lead")
+    screen.bring([("user", "keep me"), ("assistant", "yes")])
+    other.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    other.get_by_role("button", name="keep me", exact=True).click()
+    expect(other.locator(".bubble")).to_have_text("keep me")
+
+
 def test_settings_belong_to_a_conversation_and_are_sent(screen: Screen) -> None:
     screen.button("Settings of this conversation").click()
     screen.page.get_by_label("System prompt").fill("Be brief.")
