@@ -9,7 +9,7 @@ from typing import Any
 import anyio.to_thread
 from starlette.responses import Response
 
-from ..runner.templates.message import Message, message_from_json
+from ..runner.templates.message import Message, ToolCall, message_from_json
 from ..runner.templates.render import Rendered
 from ..runner.templates.thinking import ThoughtStream
 from .answer import Answer, Event
@@ -19,6 +19,7 @@ from .requests import ChatRequest
 from .sampling_fields import sampling_of, schema_grammar
 from .service import Service, Settings
 from .telling import FINISH, Delta, Json, Teller
+from .tools import Toolset, toolset
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,18 @@ async def chat_completions(request: ChatRequest, service: Service, client: str) 
 
 def prepare(request: ChatRequest, service: Service, client: str) -> Prepared:
     """Render and tokenize the messages, and make the samplers. Raises ApiError and EngineError."""
-    messages, tools = messages_of(request), list(request.tools or ())
+    tools = toolset(request, messages_of(request), service.tool_format, service.model)
     rendered = service.chat.render(
-        messages, tools, request.chat_template_kwargs, request.add_generation_prompt is not False
+        tools.messages, tools.shown, request.chat_template_kwargs, request.add_generation_prompt is not False
     )
     prompt = service.chat.tokens(rendered)
-    settings = settings_of(request, service)
+    settings = settings_of(request, service, tools)
     n = request.n or 1
     answers = service.made([prompt] * n, seeded(settings, n), client)
-    tellers = [Teller(service.model, thoughts_of(request, service, rendered), request.x_experts) for _ in answers]
+    tellers = [
+        Teller(service.model, thoughts_of(request, service, rendered), request.x_experts, tools.calls())
+        for _ in answers
+    ]
     return Prepared(request, service, answers, tellers, f"chatcmpl-{uuid.uuid4().hex}", int(time.time()))
 
 
@@ -81,12 +85,12 @@ def thoughts_of(request: ChatRequest, service: Service, rendered: Rendered) -> T
     return ThoughtStream(None) if request.reasoning_format == "none" else service.chat.thoughts(rendered)
 
 
-def settings_of(request: ChatRequest, service: Service) -> Settings:
+def settings_of(request: ChatRequest, service: Service, tools: Toolset) -> Settings:
     """Return how the prompt is to be answered. Raises ApiError and EngineError."""
     sampling = sampling_of(request, service.sampling, service.model, service.engine.n_ctx)
-    if grammar := format_grammar(request):
+    if grammar := format_grammar(request) or tools.grammar:
         if sampling.grammar:
-            raise ApiError(400, "give grammar or response_format, not both", "response_format")
+            raise ApiError(400, "give a grammar, a response_format or a tool_choice, not two", "grammar")
         sampling = replace(sampling, grammar=grammar)
     limits = (request.max_completion_tokens, request.max_tokens, request.n_predict)
     wanted = next((limit for limit in limits if limit is not None), service.options.n_predict)
@@ -98,7 +102,7 @@ def settings_of(request: ChatRequest, service: Service) -> Settings:
         n_predict=wanted,
         stops=stops,
         endings=service.chat.endings,
-        spelled=service.chat.spelled,
+        spelled=service.chat.spelled | tools.spelled,
         n_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         asks_experts=bool(request.x_experts),
         only_expert=request.x_only_expert,
@@ -139,11 +143,12 @@ async def chunks(prepared: Prepared) -> AsyncIterator[bytes]:
                 begun.add(answer.index)
                 out += data(prepared.chunk([choice(answer.index, {"role": "assistant", "content": ""})]))
             delta = prepared.tellers[answer.index].told(events)
-            if delta.text or delta.thought or delta.logprobs or delta.experts:
+            if delta.text or delta.thought or delta.calls or delta.logprobs or delta.experts:
                 out += data(delta_chunk(prepared, answer, delta))
             if delta.finish is not None:
                 n_open -= 1
-                out += data(prepared.chunk([choice(answer.index, {}, FINISH[delta.finish])], timings=timings(answer)))
+                finish = finish_of(delta, prepared.tellers[answer.index])
+                out += data(prepared.chunk([choice(answer.index, {}, finish)], timings=timings(answer)))
         if out:
             yield out
     if usage_wanted:
@@ -158,10 +163,32 @@ def delta_chunk(prepared: Prepared, answer: Answer, delta: Delta) -> Json:
         said["reasoning_content"] = delta.thought
     if delta.text:
         said["content"] = delta.text
+    if delta.calls:
+        teller = prepared.tellers[answer.index]
+        said["tool_calls"] = [{"index": teller.n_calls + k} | each for k, each in enumerate(called(delta.calls))]
+        teller.n_calls += len(delta.calls)
     one = choice(answer.index, said)
     if delta.logprobs:
         one["logprobs"] = {"content": delta.logprobs, "refusal": None}
     return prepared.chunk([one], **({"x_experts": delta.experts} if prepared.request.x_experts else {}))
+
+
+def called(calls: Sequence[ToolCall]) -> list[Json]:
+    """Return calls in OpenAI's form, each with an id of its own."""
+    return [
+        {
+            "id": f"call_{uuid.uuid4().hex[:24]}",
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for call in calls
+    ]
+
+
+def finish_of(delta: Delta, teller: Teller) -> str:
+    """Return why an answer ended, in OpenAI's words."""
+    finish = FINISH[delta.finish or "end"]
+    return "tool_calls" if teller.n_calls and finish == "stop" else finish
 
 
 def choice(index: int, delta: Json, finish: str | None = None) -> Json:
@@ -198,7 +225,11 @@ async def whole(prepared: Prepared) -> Json:
         message: Json = {"role": "assistant", "content": delta.text, "refusal": None}
         if delta.thought:
             message["reasoning_content"] = delta.thought.strip()
-        one: Json = {"index": index, "message": message, "finish_reason": FINISH[delta.finish or "end"]}
+        if delta.calls:
+            message |= {"content": delta.text.strip() or None, "tool_calls": called(delta.calls)}
+            prepared.tellers[index].n_calls = len(delta.calls)
+        finish = finish_of(delta, prepared.tellers[index])
+        one: Json = {"index": index, "message": message, "finish_reason": finish}
         one["logprobs"] = {"content": delta.logprobs, "refusal": None} if prepared.request.logprobs else None
         if prepared.request.x_experts:
             one["x_experts"] = delta.experts

@@ -24,6 +24,7 @@ from ..runner.sampling import Sampler, SamplingOptions
 from ..runner.streaming import TextStream
 from ..runner.templates.chat_format import ChatFormat, TemplateOptions, chat_format
 from ..runner.templates.endings import Endings, stops_of
+from ..runner.templates.tool_format import tool_format_of
 from .answer import Answer, Event, Inbox, hand_out
 from .errors import ApiError
 from .scheduler import Limits, Scheduler
@@ -71,6 +72,7 @@ class Service:
         self.options = options
         self.summary: Summary = summarize_gguf(model.file)
         self.chat: ChatFormat = chat_format(model, options.template)
+        self.tool_format = tool_format_of(self.chat.tool_template, self.chat.special)
         self.sampling = with_recommended(options.sampling, model.file.metadata).sampling
         self.has_router_tap = tap is not None
         self.loaded = int(time.time())

@@ -6,7 +6,9 @@ from typing import Any
 from ..runner.generation import Piece
 from ..runner.model import Model, piece
 from ..runner.routing_tap import Routing
-from ..runner.templates.thinking import ThoughtStream
+from ..runner.templates.message import ToolCall
+from ..runner.templates.thinking import Heard, ThoughtStream
+from ..runner.templates.tool_format import CallStream
 from .answer import Event
 
 Json = dict[str, Any]
@@ -20,21 +22,30 @@ class Delta:
 
     text: str = ""
     thought: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[Json] = field(default_factory=list)
     experts: list[Json] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     finish: str | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.text or self.thought or self.finish)
+        return bool(self.text or self.thought or self.calls or self.finish)
 
 
 class Teller:
     """Tells one answer: holds back entries of tokens until the text comes that they belong to."""
 
-    def __init__(self, model: Model, thoughts: ThoughtStream, experts: bool | str | None = None) -> None:
-        """`thoughts` parts thoughts from the answer; `experts` is what a request's x_experts says."""
+    def __init__(
+        self,
+        model: Model,
+        thoughts: ThoughtStream,
+        experts: bool | str | None = None,
+        calls: CallStream | None = None,
+    ) -> None:
+        """`thoughts` and `calls` part an answer; `experts` is what a request's x_experts says."""
+        self.n_calls = 0
         self._model = model
+        self._calls = calls or CallStream(None)
         self._thoughts = thoughts
         self._experts = experts
         self._held = Delta()
@@ -52,12 +63,12 @@ class Teller:
     def _hear(self, event: Event, delta: Delta) -> None:
         one = event.piece
         heard = self._thoughts.push(one.text)
-        delta.text += heard.said
-        delta.thought += heard.thought
+        self._say(heard, delta)
         if one.finish is not None:
-            rest = self._thoughts.flush()
-            delta.text += rest.said
-            delta.thought += rest.thought
+            self._say(self._thoughts.flush(), delta)
+            text, calls = self._calls.flush()
+            delta.text += text
+            delta.calls += calls
             delta.finish = one.finish
         if one.token >= 0 and one.finish != "end":  # the token that ends an answer says nothing
             delta.tokens.append(one.token)
@@ -65,6 +76,12 @@ class Teller:
                 delta.logprobs.append(logprob_entry(self._model, one))
             if event.routing is not None:
                 delta.experts.append(expert_entry(self._model, one.token, event.routing, self._experts))
+
+    def _say(self, heard: Heard, delta: Delta) -> None:
+        text, calls = self._calls.push(heard.said) if heard.said else ("", [])
+        delta.text += text
+        delta.thought += heard.thought
+        delta.calls += calls
 
 
 def logprob_entry(model: Model, one: Piece) -> Json:

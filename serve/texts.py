@@ -8,6 +8,7 @@ from .errors import ApiError
 from .prompts import mixed
 from .requests import ChatRequest, DetokenizeRequest, TokenizeRequest
 from .service import Service
+from .tools import toolset
 
 Json = dict[str, Any]
 
@@ -43,9 +44,10 @@ def detokenized(request: DetokenizeRequest, service: Service) -> Json:
 
 def templated(request: ChatRequest, service: Service) -> Json:
     """Return the text of the prompt that messages become. Raises EngineError."""
+    tools = toolset(request, messages_of(request), service.tool_format, service.model)
     rendered = service.chat.render(
-        messages_of(request),
-        list(request.tools or ()),
+        tools.messages,
+        tools.shown,
         request.chat_template_kwargs,
         request.add_generation_prompt is not False,
     )
