@@ -2,7 +2,7 @@
 
 `python -m benchmarks.serve MODEL.gguf LLAMA_SERVER [--rounds 5] [--seconds 120] [--threads N]`: both servers have 8
 places and one cache of 16,384 tokens. They are asked in turns: one client, eight clients, a prompt of 4,000 tokens
-while four answers stream. Then ours alone: one system prompt 20 times, and 32 clients of which a third leaves at random.
+while four answers stream. Then ours alone: one system prompt 20 times, and 32 clients, some leaving at random.
 
 Learnt: what a token costs beside llama.cpp's own work is Python's way from the sampler to the socket, and on two cores
 it is taken from the threads that compute; so a step hands all its tokens over at once, and JSON is written by msgspec.
