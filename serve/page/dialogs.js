@@ -17,7 +17,7 @@ export function askKey(why) {
     const field = el("input", { type: "password", id: "key", autocomplete: "off", required: true, spellcheck: false });
     const form = el("form", { method: "dialog" },
       el("h2", { id: "key-title" }, "API key"),
-      el("p", {}, `${why} It is kept in this tab until you close it, and goes to this server only.`),
+      el("p", {}, `${why} A key is kept in this tab until you close it, and goes to this server only.`),
       el("label", { htmlFor: "key" }, "Key"), field,
       el("div", { className: "buttons" },
         el("button", { type: "button", on: { click: () => dialog.close() } }, "Cancel"),

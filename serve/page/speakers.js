@@ -3,6 +3,7 @@
 import { el, svg } from "./dom.js";
 
 const N_COLOURS = 8;
+const N_NAMES = 16; // of more experts, the first or the largest are named
 let model = null;
 
 /** Take note of what the model is. */
@@ -29,7 +30,7 @@ export function ranked(shares) {
 }
 
 /** Say shares in words. */
-export const inWords = (shares, names) => ranked(shares).map(({ expert, share }) => `${nameOf(expert, names)} ${Math.round(share * 100)}\u00a0%`).join(", ");
+export const inWords = (shares, names) => ranked(shares).slice(0, N_NAMES).map(({ expert, share }) => `${nameOf(expert, names)} ${Math.round(share * 100)}\u00a0%`).join(", ");
 
 /** Return a gradient with hard edges: a stripe per expert, as wide as its share, in the experts' order. */
 export function gradient(shares) {
@@ -50,7 +51,7 @@ const dot = (expert) => el("span", { className: "dot", "aria-hidden": "true", st
 
 /** Make the legend: the experts' names with their colours; of very many, as many as can be read. */
 export function legend() {
-  const shown = model.names.slice(0, 16);
+  const shown = model.names.slice(0, N_NAMES);
   const items = shown.map((name, expert) => el("li", {}, dot(expert), name));
   if (model.names.length > shown.length) items.push(el("li", { className: "faint" }, `and ${model.names.length - shown.length} more`));
   return el("ul", { className: "legend", tabIndex: 0, "aria-label": "Experts and their colours" }, items);
@@ -65,11 +66,13 @@ export function shareBar({ shares, names }, open, toggle) {
 
 /** Make the details of an answer: each expert's share, and each layer as a column. */
 export function shareDetails({ shares, layers, names }) {
-  const rows = ranked(shares).map(({ expert, share }) =>
+  const all = ranked(shares);
+  const rows = all.slice(0, N_NAMES).map(({ expert, share }) =>
     el("li", {}, el("span", { className: "who" }, dot(expert), nameOf(expert, names)),
       el("span", { className: "track" }, el("span", { className: "fill", style: { width: `${(share * 100).toFixed(1)}%`, "--colour": colourOf(expert) } })),
       el("span", { className: "number" }, `${(share * 100).toFixed(1)} %`)));
   const parts = [el("h3", {}, "Who spoke"), el("p", { className: "faint" }, "Each expert's part of the routers' weights, over all tokens and layers of this answer."), el("ol", { className: "rows" }, rows)];
+  if (all.length > N_NAMES) parts.push(el("p", { className: "faint" }, `and ${all.length - N_NAMES} more`));
   if (layers?.length) parts.push(el("h3", {}, "Layer by layer"), layerChart(layers, names), el("p", { className: "axis faint", "aria-hidden": "true" }, el("span", {}, "first layer"), el("span", {}, "last layer")));
   return el("section", { className: "details", "aria-label": "Who spoke" }, parts);
 }
