@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from ..formats.errors import MoeGgufError
+from .anthropic import MessagesRequest, counted, messages, refused
 from .bodies import read_body
 from .chat import chat_completions
 from .completions import completions
@@ -18,6 +19,7 @@ from .embeddings import embeddings
 from .errors import ApiError, api_error
 from .event_stream import json_response, refusal
 from .facts import model_entry, model_list, props
+from .openapi import description
 from .requests import ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, TokenizeRequest, decode
 from .service import Service
 from .texts import detokenized, templated, tokenized
@@ -39,12 +41,13 @@ class Application:
         get = (
             *(("/health", self.health), ("/v1/health", self.health), ("/props", self.props), ("/slots", self.slots)),
             *(("/v1/models", self.models), ("/models", self.models), ("/metrics", self.metrics)),
-            ("/v1/models/{name:path}", self.model),
+            *(("/v1/models/{name:path}", self.model), ("/openapi.json", self.openapi)),
         )
         post = (
             *(("/v1/chat/completions", self.chat), ("/chat/completions", self.chat)),
             *(("/v1/completions", self.completions), ("/completions", self.completion)),
             *(("/completion", self.completion), ("/v1/embeddings", self.embeddings), ("/embeddings", self.embeddings)),
+            *(("/v1/messages", self.messages), ("/v1/messages/count_tokens", self.count_tokens)),
             *(("/tokenize", self.tokenize), ("/detokenize", self.detokenize), ("/apply-template", self.apply_template)),
         )
         return [
@@ -96,6 +99,23 @@ class Application:
     async def embeddings(self, request: Request) -> Response:
         """Return vectors of texts."""
         return json_response(await embeddings(await self.wanted(request, EmbeddingRequest), self.service))
+
+    async def messages(self, request: Request) -> Response:
+        """Answer messages, in Anthropic's form."""
+        try:
+            wanted = await self.wanted(request, MessagesRequest)
+            return await messages(wanted, self.service, client_of(request))
+        except MoeGgufError as error:
+            found = api_error(error, self.service.hidden)
+            return json_response(refused(error, self.service), found.status, found.headers)
+
+    async def count_tokens(self, request: Request) -> Response:
+        """Count the tokens of messages."""
+        return json_response(await run_sync(counted, await self.wanted(request, MessagesRequest), self.service))
+
+    async def openapi(self, _: Request) -> Response:
+        """Describe the API."""
+        return json_response(description())
 
     async def tokenize(self, request: Request) -> Response:
         """Return tokens of a text."""
