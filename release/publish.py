@@ -50,13 +50,10 @@ def _commit(api: Any, prepared: Prepared, listener: Listener) -> tuple[str | Non
     for number, file in enumerate(report.of(UPLOAD), 1):
         addition = CommitOperationAdd(file.path, request.folder / file.path)
         listener.say(f"{file.path}: {file.bytes:,} bytes ({number} of {len(report.of(UPLOAD))})")
-
-        def send(one: Any = addition) -> None:
-            api.preupload_lfs_files(
-                request.repo, [one], revision=request.revision, create_pr=request.create_pr, free_memory=False
-            )
-
-        patiently(send, listener)
+        # huggingface_hub asks again by itself when a part does not arrive.
+        api.preupload_lfs_files(
+            request.repo, [addition], revision=request.revision, create_pr=request.create_pr, free_memory=False
+        )
         # Hashed again while it was sent.
         if addition.upload_info.sha256.hex() != file.sha256:
             raise ReleaseError(f"{request.folder / file.path}: changed while it was published; run it again")

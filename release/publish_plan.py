@@ -15,7 +15,7 @@ from ..formats.errors import ReleaseError
 from ..formats.words import count
 from ..jobs.listener import SILENT, Listener
 from .checksums import SUMS, check_checksums, read_checksums, sha256_of
-from .hub import hub_api, is_repo, patiently, refusals
+from .hub import hub_api, is_repo, refusals
 from .manifest import MANIFEST, read_manifest
 
 # The hub's limits of a file, in bytes (docs of its storage limits): refused beyond, not recommended beyond.
@@ -103,8 +103,10 @@ def prepare(request: Request, listener: Listener = SILENT) -> Prepared:
         raise ReleaseError(f"{request.repo!r} cannot be a repository; write OWNER/NAME")
     sums = _listed(request.folder, listener)
     _check_sizes(request.folder, sums, listener)
-    exists, has_branch, remote = remote_files(request)
     _check_folder(request.folder, sums, listener)
+    exists, has_branch, remote = remote_files(request)
+    if exists and request.private is not None:
+        _check_visibility(request, listener)
     files = [_planned(request.folder, name, digest, remote.get(name)) for name, digest in sums.items()]
     sums_path = request.folder / SUMS
     files.append(_planned(request.folder, SUMS, sha256_of(sums_path), remote.get(SUMS)))
@@ -143,6 +145,16 @@ def _check_sizes(folder: Path, sums: Mapping[str, str], listener: Listener) -> N
             listener.warn(f"{folder / name}: {size / 1e9:.0f} GB; the hub recommends at most {RECOMMENDED // 10**9} GB")
 
 
+def _check_visibility(request: Request, listener: Listener) -> None:
+    """Refuse to send to a public repository what is meant to be private."""
+    with refusals(request.repo, "be read from"):
+        is_private = bool(hub_api().repo_info(request.repo).private)
+    if request.private and not is_private:
+        raise ReleaseError(f"{request.repo}: is public; make it private in its settings, or publish without --private")
+    if is_private and not request.private:
+        listener.warn(f"{request.repo}: is private, and stays so; --public is for a repository that is made now")
+
+
 def _check_folder(folder: Path, sums: Mapping[str, str], listener: Listener) -> None:
     """Refuse a folder whose files are not what its checksums and its manifest say."""
     if (folder / MANIFEST).is_file() or MANIFEST in sums:
@@ -164,11 +176,8 @@ def remote_files(request: Request) -> tuple[bool, bool, dict[str, RemoteFile]]:
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
     from huggingface_hub.hf_api import RepoFile
 
-    def listing() -> list[Any]:
-        return list(hub_api().list_repo_tree(request.repo, recursive=True, revision=request.revision))
-
     with refusals(request.repo, "be read from"), _absent() as absent:
-        entries = patiently(listing, SILENT)
+        entries = list(hub_api().list_repo_tree(request.repo, recursive=True, revision=request.revision))
         files = {
             entry.path: RemoteFile(entry.size, entry.lfs.sha256 if entry.lfs else None, entry.blob_id)
             for entry in entries

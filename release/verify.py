@@ -19,6 +19,7 @@ from ..jobs.opening import DEFAULT_GATES, GateRequest, check_gates
 from ..jobs.planning import stoppable
 from ..jobs.source_plan import SourcePlan, plan_source
 from ..jobs.sources import SourceKind, resolve_source
+from ..models.gguf_kind import GgufKind, kind_of_gguf
 from ..writer.gguf_source import plan_from_gguf
 from ..writer.plan import Plan
 from .compare import Making, compare_all
@@ -93,6 +94,10 @@ def _read(place: Place, name: str, request: Request) -> Checked:
         return checked
     try:
         file = checked.file = read_gguf(path, oldest=1)
+        if (kind := kind_of_gguf(file)) is not GgufKind.MODEL:
+            report.notes.append(f"{kind}, whose tensors are not a model's")
+            report.problems += structure_problems(file, padding=place.repo is None)
+            return checked
         plan = plan_from_gguf(file, mixed=True)
     except MoeGgufError as error:
         if not any(problem.kind in (Kind.STRUCTURE, Kind.TRUNCATED) for problem in report.problems):

@@ -224,6 +224,13 @@ def test_folders_that_do_not_hold_are_refused_before_anything_is_sent(folder: Pa
     assert not hub.repos
 
 
+def test_what_is_meant_to_be_private_is_not_sent_to_a_public_repository(folder: Path, hub: Hub) -> None:
+    publish(folder, "--public")
+    assert "is public; make it private" in publish(folder, "--private", status=1).stderr
+    hub.repos[REPO].private = True
+    assert "is private, and stays so" in publish(folder, "--public").stderr and hub.repos[REPO].private
+
+
 def test_a_private_repository_of_somebody_else_cannot_be_told_from_none(folder: Path, hub: Hub) -> None:
     hub.repos["them/Wide-GGUF"] = Repo(private=True)
     hub.faults.append(Fault("/tree/", 401, times=10**6))
