@@ -302,10 +302,19 @@ def survey(
     from ..runner.products import LEAST_ROWS, Survey
     from ..runner.tap import TappedEngine
 
-    survey = Survey(wanted, lambda: engine.cancel())
+    survey = Survey(wanted, multiplied(model.file, wanted), lambda: engine.cancel())
     with TappedEngine(model, options, survey) as engine, suppress(Cancelled):
         engine.decode_marked([(0, [0] * LEAST_ROWS)], np.ones(LEAST_ROWS, np.bool_))
     return survey.shared, [Source(tuple(survey.shared[name]), *size) for name, size in survey.sizes.items()]
+
+
+def multiplied(file: "GgufFile", wanted: Callable[[str], bool]) -> list[str]:
+    """Return the wanted matrices that a graph multiplies by, as far as a header tells: embeddings only as an output."""
+    spare = "token_embd.weight" if "output.weight" in file.tensors else ""
+    tensors = file.tensors.values()
+    return [
+        each.name for each in tensors if sum(n > 1 for n in each.shape) > 1 and each.name != spare and wanted(each.name)
+    ]
 
 
 def default_threads() -> int:

@@ -5,7 +5,7 @@ MUL_MAT_ID. Matrices with one input (q, k and v; gate and up) are told together:
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -127,23 +127,31 @@ class Products:
 
 
 class Survey(Products):
-    """Hears of all products of a graph before any is computed: `shared`, and `sizes` (row length, experts or 0).
+    """Hears of a graph's products before they are computed: `shared`, and `sizes` (row length, experts or 0).
 
-    `found` is called at the first of them, and may stop the computation.
+    `on_all` is called once those of all `expected` matrices were heard of, and may stop the computation. Of a graph
+    that is cut between devices the parts before the last have been computed then.
     """
 
-    def __init__(self, wanted: Callable[[str], bool], found: Callable[[], None]) -> None:
+    def __init__(self, wanted: Callable[[str], bool], expected: Iterable[str], on_all: Callable[[], None]) -> None:
         super().__init__(wanted, lambda _: None)
         self.sizes: dict[str, tuple[int, int]] = {}
-        self._found = found
+        self._missing = set(expected)
+        self._on_all = on_all
 
     def _asked(self, tensor: int) -> bool:
-        if super()._asked(tensor):
-            head = TensorHead.from_address(tensor)
-            matrix, x = (TensorHead.from_address(source) for source in head.src[:2])
-            n_expert = matrix.ne[2] if head.op == operations()[1] else 0
-            self.sizes[weight_name(matrix.name)] = x.ne[0], n_expert
-            self._found()
+        leads = super()._asked(tensor)
+        head = TensorHead.from_address(tensor)
+        if head.op not in operations():
+            return False
+        matrix, x = (TensorHead.from_address(source) for source in head.src[:2])
+        name = weight_name(matrix.name)
+        if leads:
+            self.sizes[name] = x.ne[0], matrix.ne[2] if head.op == operations()[1] else 0
+        if name in self._missing:
+            self._missing.remove(name)
+            if not self._missing:
+                self._on_all()
         return False
 
 

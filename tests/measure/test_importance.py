@@ -2,7 +2,9 @@
 
 import json
 import signal
+import subprocess
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from moe_gguf.formats.errors import EngineError, ImatrixError, Interrupted, OutputError
 from moe_gguf.formats.gguf_file import read_gguf
 from moe_gguf.formats.imatrix_file import ImatrixFile, read_gguf_imatrix, write_gguf_imatrix
+from moe_gguf.formats.moments import MomentsFile
 from moe_gguf.jobs import collecting
 from moe_gguf.jobs import imatrix as job
 from moe_gguf.jobs.loading import LoadRequest
@@ -22,6 +25,7 @@ from moe_gguf.runner.model import Model
 
 from ..command import moe_gguf
 from ..runner.tiny_gguf import N_EXPERT, N_FF, N_LAYER, write_tiny
+from ..runner.workers import COMMAND, running_worker
 from .imatrix_case import CHUNKS, N_CTX, TEXT
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -122,6 +126,23 @@ def test_the_command_prints_json_and_llama_imatrix_s_table(tiny_path: Path, text
     assert shown.stdout.splitlines()[2:] == (GOLDEN / "imatrix_statistics.txt").read_text().splitlines()[2:]
     refused = moe_gguf("imatrix", "--show-statistics", "--in-file", GOLDEN / "imatrix.dat")
     assert refused.status == 1 and "has forgotten how many tokens each expert saw" in refused.stderr
+
+
+def test_graphs_that_are_cut_between_devices_are_collected_whole(tiny_path: Path, text: Path, tmp_path: Path) -> None:
+    """Attention on a worker, experts at home: a graph has several parts, of which the first ones end nothing."""
+    options = ["-c", str(N_CTX), "--chunks", "2", "-t", "1", "--no-repack", "-fa", "off"]
+    for name, more in (("cpu", ["--device", "none"]), ("both", ["--cpu-moe", "--rpc"])):
+        output = ["-o", str(tmp_path / f"{name}.gguf"), "--moments", str(tmp_path / f"{name}.safetensors")]
+        command = [*COMMAND, "imatrix", str(tiny_path), "-f", str(text), *options, *output, *more]
+        with running_worker() if more[-1] == "--rpc" else nullcontext(((), None)) as (address, _):
+            subprocess.run([*command, *([address] if address else [])], check=True, capture_output=True)
+    cpu, both = (read_gguf_imatrix(tmp_path / f"{name}.gguf") for name in ("cpu", "both"))
+    assert list(both.entries) == list(cpu.entries)
+    for name, (sums, counts) in cpu.entries.items():
+        np.testing.assert_array_equal(both.entries[name][1], counts)
+        np.testing.assert_allclose(both.entries[name][0], sums, rtol=1e-3)
+    cpu, both = (MomentsFile(tmp_path / f"{name}.safetensors").info for name in ("cpu", "both"))
+    assert {entry.weights for entry in both.entries} == {entry.weights for entry in cpu.entries}
 
 
 def test_an_interrupted_run_goes_on(
