@@ -78,9 +78,19 @@ def _of_recipe(source: ModelSource, ledger: Ledger) -> Found:
                 repo = model.repo if HUB_ID.fullmatch(name) and SNAPSHOT.search(str(folder)) else None
                 found[folder] = SourceModel(shown(name), _hashed(paths, ledger), repo and name, revision_of(folder))
                 here += paths
-    facts = Source(str(source.kind), source.name, tuple(found.values()))
+    texts = texts_of(recipe)
+    every = [*found.values(), *([SourceModel("texts of the experts", _hashed(texts, ledger))] if texts else [])]
+    facts = Source(str(source.kind), source.name, tuple(every))
     repos = {reference: model.repo for reference, model in models.items()}
     return Found(source, facts, digest([_digest(facts.models), recipe.source]), recipe, repos, tuple(here))
+
+
+def texts_of(recipe: "Recipe") -> tuple[Path, ...]:
+    """Return the files of texts that routers are fitted to, each once."""
+    from ..merge.recipe import find_text
+
+    names = dict.fromkeys(name for expert in recipe.experts for name in expert.positive_texts)
+    return tuple(path for name in names if (path := find_text(recipe, name)))
 
 
 def _folders(reference: "ModelReference", model: "DenseModel") -> Sequence[tuple[str, Path]]:

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from moe_gguf.formats.errors import OutputError, PlanError
 from moe_gguf.jobs import compare, convert, imatrix, quantize, routes
+from moe_gguf.jobs.opening import GateRequest
 from moe_gguf.release.checksums import check_checksums, read_checksums
 from moe_gguf.release.ledger import Ledger
 from moe_gguf.release.manifest import read_manifest
@@ -90,7 +92,7 @@ class Killed(BaseException):
     """Ends a run at once, where nothing expects it."""
 
 
-@pytest.mark.parametrize("point", [1, 9, 13, 14, 20])
+@pytest.mark.parametrize("point", [1, 13, 14, 20])
 def test_killed_at_any_note_it_goes_on(
     point: int, first: Report, request_: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,3 +192,30 @@ def test_a_file_of_somebody_else_is_not_overwritten(first: Report, request_: Req
         released(request_)
     assert card.read_text() == "mine"
     assert contents(released(request_, force=True).folder) == contents(first.folder)
+
+
+def test_the_folder_alone_makes_the_same_files(recipe: Path, tmp_path: Path) -> None:
+    house = tmp_path / "house"
+    (house / "models").mkdir(parents=True)
+    for path in recipe.parent.iterdir():
+        (house / "models" / path.name).symlink_to(path)
+    words = 'title = "Small"\nlicense = "apache-2.0"\nlanguage = ["en"]\nprompts_by = "us"\n'
+    (house / "models.toml").write_text(f'[models.small]\n{words}path = "models/tiny.yml"\n')
+    request = replace(request_of(Path("small"), tmp_path / "out"), model="small", catalogue=house / "models.toml")
+    report = released(request, types=("Q4_K_M",), texts=())
+    card = (report.folder / "README.md").read_text()
+    assert "license: apache-2.0" in card and "The prompts were written by us" in card
+    assert "moe-gguf release small --gates gates.safetensors --types Q4_K_M --imatrix imatrix.gguf" in card
+    for name in ("base", "one", "two", "three"):
+        (report.folder / name).symlink_to(recipe.parent / name)
+    again = Request(
+        "small",
+        types=("Q4_K_M",),
+        catalogue=report.folder / "models.toml",
+        output=tmp_path / "again",
+        rounding="imatrix",
+        imatrix=report.folder / "imatrix.gguf",
+        gates=GateRequest(report.folder / "gates.safetensors"),
+    )
+    made = released(again).manifest.files[0]
+    assert made.name == "Small-3x1.1M-Q4_K_M.gguf" and made.sha256 == report.manifest.files[0].sha256
