@@ -80,12 +80,12 @@ class RecipeFacts:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Weights: in all, for one token, of the experts, of the rest; and of as many dense models as there are experts."""
+    """Weights: in all, for one token, of the experts, shared; and of as many dense models as there are experts."""
 
     total: int
     active: int
     experts: int
-    dense: int
+    shared: int
     dense_models: int | None = None
 
 

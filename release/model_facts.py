@@ -69,12 +69,11 @@ def stem_of(path: Path, file_type: str | None) -> str:
 
 def parameters_of(summary: "Summary") -> Parameters:
     """Return the numbers of weights; those of as many dense models only for a mixture that is called by them."""
-    routers = sum(one.n_weights for one in summary.tensors if "ffn_gate_inp" in one.name)
     label = summary.text(Keys.General.SIZE_LABEL) or ""
-    apart = None
-    if summary.n_expert and label.lower().startswith(f"{summary.n_expert}x"):
-        apart = summary.n_expert * (summary.n_dense_params - routers) + summary.n_expert_params
-    return Parameters(summary.n_params, summary.n_active_params, summary.n_expert_params, summary.n_dense_params, apart)
+    called = bool(summary.n_expert) and label.lower().startswith(f"{summary.n_expert}x")
+    shared = summary.n_params - summary.n_expert_params
+    apart = summary.n_expert * summary.n_dense_params if called else None
+    return Parameters(summary.n_params, summary.n_active_params, summary.n_expert_params, shared, apart)
 
 
 def text(metadata: Mapping[str, Any], key: str) -> str | None:

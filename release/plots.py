@@ -3,7 +3,7 @@
 PNG, since the same numbers give the same bytes, and the Hub shows it everywhere.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -130,7 +130,7 @@ def banner_figure(manifest: Manifest) -> "Figure":
     sharp = np.concatenate([np.array(text.layers) for text in routes.texts])
     bottom = np.zeros(len(sharp))
     for expert in range(shares.shape[1]):
-        axes.bar(range(len(sharp)), sharp[:, expert], 0.92, bottom, color=COLOURS[expert % len(COLOURS)], alpha=0.55)
+        axes.bar(range(len(sharp)), sharp[:, expert], 0.92, bottom, color=COLOURS[expert % len(COLOURS)], alpha=0.7)
         bottom += sharp[:, expert]
     axes.set_xlim(-0.5, len(sharp) - 0.5)
     axes.set_ylim(0, float(bottom.max()))
@@ -138,9 +138,23 @@ def banner_figure(manifest: Manifest) -> "Figure":
     label = {"transform": axes.transAxes, "color": "white", "va": "center", "ha": "left"}
     box = {"boxstyle": "square,pad=0.55", "facecolor": NIGHT, "edgecolor": "none", "alpha": 0.86}
     axes.text(0.035, 0.62, manifest.model.name, fontsize=26, fontweight="bold", bbox=box, **label)
-    names = "   ".join(routes.experts) if len(routes.experts) <= 8 else f"{len(routes.experts)} experts"
-    axes.text(0.036, 0.24, names, fontsize=11, bbox=box, **label)
+    axes.add_artist(_experts_legend(routes.experts, axes.transAxes))
     return figure
+
+
+def _experts_legend(experts: Sequence[str], transform: Any) -> Any:
+    """Return the names of the experts, each in its colour; their number where they are many."""
+    from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea
+
+    shown = enumerate(experts) if len(experts) <= 8 else [(0, f"{len(experts)} experts")]
+    texts: list[Any] = [
+        TextArea(name, textprops={"color": COLOURS[number % len(COLOURS)], "fontsize": 12, "fontweight": "bold"})
+        for number, name in shown
+    ]
+    row = HPacker(children=texts, pad=0, sep=14, align="center")
+    box = AnchoredOffsetbox("lower left", child=row, pad=0.5, bbox_to_anchor=(0.0222, 0.09), bbox_transform=transform)
+    box.patch.set(facecolor=NIGHT, edgecolor="none", alpha=0.86)
+    return box
 
 
 def write_picture(path: Path, data: bytes) -> None:
