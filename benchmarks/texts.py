@@ -66,6 +66,29 @@ def manual(draw: random.Random) -> Iterator[str]:
         yield shown.stdout[:2500]
 
 
+KINDS = {"python": python, "scripture": scripture, "german": german, "manual": manual}
+
+
+def other_kinds() -> list[str]:
+    """Return texts of kinds that no expert was trained for, as far as they are there: C, licences, Perl, man pages.
+
+    The pages are French and Spanish, of the packages manpages-fr and manpages-es.
+    """
+    headers = [path.read_text(errors="replace")[:4000] for path in sorted(Path("/usr/include").glob("*.h"))[:20]]
+    licences = sorted(Path("/usr/share/common-licenses").glob("*"))[:8]
+    terms = [path.read_text(errors="replace")[:12000] for path in licences]
+    modules = [path.read_text(errors="replace")[:4000] for path in sorted(Path("/usr/share/perl").glob("**/*.pm"))[:20]]
+    parts = ["".join(each) for each in (headers, terms, modules)]
+    for language in ("fr", "es"):
+        pages = sorted(Path(f"/usr/share/man/{language}/man1").glob("*.gz"))[:12]
+        shown = [
+            subprocess.run(["col", "-b"], input=output_of("man", "-l", str(page)), capture_output=True, text=True)
+            for page in pages
+        ]
+        parts.append("".join(each.stdout[:5000] for each in shown))
+    return [part for part in parts if part]
+
+
 def shuffled(items: Iterable[Item], draw: random.Random) -> list[Item]:
     """Return items in random order."""
     ordered = sorted(items)
@@ -73,21 +96,25 @@ def shuffled(items: Iterable[Item], draw: random.Random) -> list[Item]:
     return ordered
 
 
-def main() -> None:
-    """Write the texts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+def write_texts(folder: Path) -> None:
+    """Write a text of each kind."""
     folder.mkdir(parents=True, exist_ok=True)
-    for kind in (python, scripture, german, manual):
+    for name, kind in KINDS.items():
         text = ""
         for passage in kind(random.Random(0)):
             text += passage.rstrip("\n") + "\n"
             if len(text) > N_CHARACTERS:
                 break
-        path = folder / f"{kind.__name__}.txt"
+        path = folder / f"{name}.txt"
         path.write_text(text, encoding="utf-8")
         print(f"{path}: {len(text):,} characters")
+
+
+def main() -> None:
+    """Write the texts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    write_texts(parser.parse_args().folder)
 
 
 if __name__ == "__main__":

@@ -229,7 +229,7 @@ def warm_up(prepared: Prepared, listener: Listener = SILENT) -> None:
     with listener.bar(len(kernels), "compile the encoders (kept for next time)", " kernels") as bar:
         compile_kernels(kernels, (prepared.imatrix or prepared.calibration) is not None, lambda _: bar.update(1))
         if prepared.calibration:
-            compile_rounding(set(kernels))
+            compile_rounding(types)
     if (seconds := time.monotonic() - started) > 2:
         listener.say(f"the encoders were compiled for this processor in {seconds:.1f} s; next time they are there")
 

@@ -20,7 +20,7 @@ from .jit import inlined, kernel
 from .search import NEAREST_LIMIT, clamp, positive_scale, scale_and_min
 from .tiles import aligned, from_half, load_blocks, load_importance, report, to_half, to_lanes
 from .vectors import LANES, absolute, load, nearest, select, smaller, splat, store, to_int
-from .weights import mean_square, weigh, weigh_plain
+from .weights import copy, mean_square, weigh, weigh_plain
 
 BLOCK = 256
 
@@ -42,8 +42,11 @@ def round_to_largest(values, n, n_max, levels):
 
 
 @inlined
-def search_tile(x, imatrix, importance, n_sub, n_max, n_scale_max, scratch, found):
-    """Search one tile; fills the rows of `found` that `place` names and returns the mask of valid lanes."""
+def search_tile(x, imatrix, importance, n_sub, n_max, n_scale_max, scratch, found, is_weighed=True):
+    """Search one tile; fills the rows of `found` that `place` names and returns the mask of valid lanes.
+
+    Unless `is_weighed`, importances are the weights as they are.
+    """
     n = BLOCK // n_sub
     is_q2 = n_max == 3
     w, levels = scratch[: n * LANES], scratch[n * LANES : 2 * n * LANES]
@@ -57,7 +60,8 @@ def search_tile(x, imatrix, importance, n_sub, n_max, n_scale_max, scratch, foun
             n_step = 20 if n_max == 15 else 15
             fit = scale_and_min(x, w, j * n, n, n_max, r_min, 0.1, n_step, is_q2, levels)
         else:
-            store(sums, j * LANES, weigh(x, j * n, n, importance, sigma2, w))
+            sum_w = weigh(x, j * n, n, importance, sigma2, w) if is_weighed else copy(importance, j * n, n, w)
+            store(sums, j * LANES, sum_w)
             fit = scale_and_min(x, w, j * n, n, n_max, -0.9, 0.05, 36, False, levels)
         store(scales, j * LANES, fit[0])
         store(mins, j * LANES, -1 * fit[1])

@@ -20,7 +20,7 @@ from .refinement import refined_scales
 from .search import GROUP_MAX_EPS, NEAREST_LIMIT, clamp, largest, symmetric_scale
 from .tiles import aligned, from_half, load_blocks, load_importance, report, to_half, to_lanes
 from .vectors import LANES, absolute, load, nearest, select, splat, store, to_int
-from .weights import mean_square, weigh, weigh_squared
+from .weights import copy, mean_square, weigh, weigh_squared
 
 BLOCK = 256
 N_SUB = 16
@@ -152,7 +152,7 @@ def search_q6_k(x, imatrix, importance, scratch, found):
 
 
 @inlined
-def search_q3_k(tile, x, imatrix, importance, scratch, found, levels, queue):
+def search_q3_k(tile, x, imatrix, importance, scratch, found, levels, queue, is_weighed=True):
     """Search the scales of one tile of Q3_K. Returns d as float16 bits and the mask of valid lanes."""
     if imatrix is None:
         valid = refined_scales(tile, x, N_SUB, levels, found[SCALES], found[INVERSES], found[REACHES], scratch, queue)
@@ -163,7 +163,8 @@ def search_q3_k(tile, x, imatrix, importance, scratch, found, levels, queue):
     valid = splat(0, LANES) == 0
     sigma2 = mean_square(x, BLOCK) * 2
     for j in range(N_SUB):
-        store(found[SUMS], j * LANES, weigh(x, 16 * j, 16, importance, sigma2, w))
+        sum_w = weigh(x, 16 * j, 16, importance, sigma2, w) if is_weighed else copy(importance, 16 * j, 16, w)
+        store(found[SUMS], j * LANES, sum_w)
         scale, inverse, reach, valid_j = symmetric_scale(x, w, 16 * j, 16, 4, wx)
         store(found[INVERSES], j * LANES, inverse)
         store(found[SCALES], j * LANES, scale)

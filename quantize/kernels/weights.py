@@ -32,6 +32,17 @@ def weigh(x, start, n, importance, sigma2, w):
 
 
 @inlined
+def copy(importance, start, n, w):
+    """Write n rows of importances as weights. Returns their sum."""
+    total = splat(0, LANES)
+    for i in range(n):
+        weight = load(importance, (start + i) * LANES, LANES)
+        store(w, i * LANES, weight)
+        total += weight
+    return total
+
+
+@inlined
 def weigh_plain(x, start, n, is_q2, w):
     """Write the weights of n rows for the search without an imatrix: |x| for Q2_K, else rms(x) + |x|."""
     total = splat(0, LANES)

@@ -10,12 +10,15 @@ from typing import Any
 import gguf
 import numpy as np
 
-from ...formats.floats import widen
 from ..ggml import row_bytes
 from .factor import Factor
 
 _T = gguf.GGMLQuantizationType
 TYPES = (_T.Q2_K, _T.Q3_K, _T.Q4_K, _T.Q5_K, _T.Q6_K, _T.Q4_0, _T.Q4_1, _T.Q5_0, _T.Q5_1, _T.Q8_0)
+TYPES += (_T.IQ4_NL, _T.IQ4_XS)
+SWEEPS = 3
+# Sweeps more than halve the pace: 14.6 to 5.0 million weights a second at 4096 columns of Q4_K, one thread.
+SHORT = 2048
 _SOURCES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.uint16): 2}
 
 
@@ -24,30 +27,33 @@ def can_round(qtype: gguf.GGMLQuantizationType) -> bool:
     return qtype in TYPES
 
 
-def round_rows(qtype: gguf.GGMLQuantizationType, rows: np.ndarray, factor: Factor) -> tuple[np.ndarray, np.ndarray]:
+def round_rows(
+    qtype: gguf.GGMLQuantizationType, rows: np.ndarray, factor: Factor, sweeps: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Encode rows [n, row_length] (float32, float16, or uint16 bfloat16 bits) into uint8 [n, row_bytes].
 
     Also returns where that is not to be used (bool [n]): values too small or too large for the search, or not finite.
-    The bytes of a row do not depend on the rows beside it. Releases the GIL.
+    `sweeps` is how often all levels may move once they are chosen; None is thrice, and never where more than
+    SHORT columns belong together. The bytes of a row do not depend on the rows beside it. Releases the GIL.
     """
     rows = np.require(rows, requirements=["C", "W"])
     n_rows, row_length = rows.shape
     out = np.empty((n_rows, row_bytes(qtype, row_length)), np.uint8)
     doubtful = np.zeros(n_rows, np.uint8)
-    wide = widen(rows)
-    sigmas = np.einsum("ij,ij->i", wide, wide) / np.float32(row_length)
     for segment in factor.segments:
+        n = segment.stop - segment.start
         _kernel(qtype)(
             rows.reshape(-1).view(np.uint8),
             _SOURCES[rows.dtype],
             n_rows,
             row_length,
             segment.start,
-            segment.stop - segment.start,
+            n,
             segment.order,
             segment.coefficients,
-            segment.importance,
-            sigmas,
+            segment.costs,
+            segment.hessian.reshape(-1),
+            (SWEEPS if n <= SHORT else 0) if sweeps is None else sweeps,
             out.reshape(-1),
             doubtful,
         )

@@ -1,6 +1,6 @@
 """How error feedback meets each type: the search for a block's scales, and the packing of levels that are chosen.
 
-`search(y, weights, sigma2, scratch, found, steps, halves)` writes steps [16, LANES] and offsets [16, LANES] behind
+`search(y, weights, scratch, found, steps, halves)` writes steps [16, LANES] and offsets [16, LANES] behind
 them, so that a weight is step * level - offset, and d and the minimum's unit as float16 bits.
 
 Long because Numba compiles entry points that it can name: each type has its own, written out.
@@ -16,7 +16,8 @@ from ..kernels.search import scale_and_min, symmetric_scale
 from ..kernels.symmetric import STEPS, pack_q3_k, pack_q6_k, search_q3_k, search_q6_k
 from ..kernels.tiles import from_half, to_half
 from ..kernels.vectors import LANES, load, splat, store
-from ..kernels.weights import weigh
+from .codebook import pack_iq4_nl, pack_iq4_xs, search_iq4_nl, search_iq4_xs, to_value
+from .descent import to_integer
 from .feedback import round_rows
 
 
@@ -31,7 +32,7 @@ def _plain_steps(found, row, n_sub, steps):
 
 @inlined
 def _search_asymmetric(y, weights, scratch, found, steps, halves, n_sub, n_max, n_scale_max):
-    half_d, half_m, valid = search_tile(y, weights, weights, n_sub, n_max, n_scale_max, scratch, found)
+    half_d, half_m, valid = search_tile(y, weights, weights, n_sub, n_max, n_scale_max, scratch, found, False)
     _plain_steps(found, 8, n_sub, steps)
     for j in range(n_sub):
         store(steps, (16 + j) * LANES, load(found[9], j * LANES, LANES))
@@ -42,22 +43,22 @@ def _search_asymmetric(y, weights, scratch, found, steps, halves, n_sub, n_max, 
 
 
 @inlined
-def search_q4_k(y, weights, sigma2, scratch, found, steps, halves):
+def search_q4_k(y, weights, scratch, found, steps, halves):
     return _search_asymmetric(y, weights, scratch, found, steps, halves, 8, 15, 63)
 
 
 @inlined
-def search_q5_k(y, weights, sigma2, scratch, found, steps, halves):
+def search_q5_k(y, weights, scratch, found, steps, halves):
     return _search_asymmetric(y, weights, scratch, found, steps, halves, 8, 31, 63)
 
 
 @inlined
-def search_q2_k(y, weights, sigma2, scratch, found, steps, halves):
+def search_q2_k(y, weights, scratch, found, steps, halves):
     return _search_asymmetric(y, weights, scratch, found, steps, halves, 16, 3, 15)
 
 
 @inlined
-def search_6(y, weights, sigma2, scratch, found, steps, halves):
+def search_6(y, weights, scratch, found, steps, halves):
     half_d, valid = search_q6_k(y, weights, weights, scratch, found)
     _plain_steps(found, STEPS, 16, steps)
     store(halves, 0, half_d)
@@ -65,8 +66,8 @@ def search_6(y, weights, sigma2, scratch, found, steps, halves):
 
 
 @inlined
-def search_3(y, weights, sigma2, scratch, found, steps, halves):
-    half_d, valid = search_q3_k(y, y, weights, weights, scratch, found, y, halves)
+def search_3(y, weights, scratch, found, steps, halves):
+    half_d, valid = search_q3_k(y, y, weights, weights, scratch, found, y, halves, False)
     _plain_steps(found, STEPS, 16, steps)
     store(halves, 0, half_d)
     return valid
@@ -83,16 +84,14 @@ def pack_3(tile, found, lane, half_d, half_m, out, at):
 
 
 @inlined
-def _search_legacy(y, weights, sigma2, scratch, found, steps, halves, n_max, is_asymmetric):
-    w, levels = scratch[: 32 * LANES], scratch[32 * LANES :]
-    m = splat(0, LANES)
-    weigh(y, 0, 32, weights, sigma2, w)
+def _search_legacy(y, weights, scratch, found, steps, halves, n_max, is_asymmetric):
+    levels, m = scratch, splat(0, LANES)
     if n_max == 127:
         d, valid = legacy.fit_symmetric(y, 127, found[0])
     elif is_asymmetric:
-        d, m, _, _, _, valid = scale_and_min(y, w, 0, 32, n_max, -0.9, 0.05, 36, False, levels)
+        d, m, _, _, _, valid = scale_and_min(y, weights, 0, 32, n_max, -0.9, 0.05, 36, False, levels)
     else:
-        d, _, _, valid = symmetric_scale(y, w, 0, 32, (n_max + 1) // 2, levels)
+        d, _, _, valid = symmetric_scale(y, weights, 0, 32, (n_max + 1) // 2, levels)
     half_d, half_m = to_half(d), to_half(m)
     store(halves, 0, half_d)
     store(halves, LANES, half_m)
@@ -104,28 +103,28 @@ def _search_legacy(y, weights, sigma2, scratch, found, steps, halves, n_max, is_
 
 
 @inlined
-def search_q4_0(y, weights, sigma2, scratch, found, steps, halves):
-    return _search_legacy(y, weights, sigma2, scratch, found, steps, halves, 15, False)
+def search_q4_0(y, weights, scratch, found, steps, halves):
+    return _search_legacy(y, weights, scratch, found, steps, halves, 15, False)
 
 
 @inlined
-def search_q5_0(y, weights, sigma2, scratch, found, steps, halves):
-    return _search_legacy(y, weights, sigma2, scratch, found, steps, halves, 31, False)
+def search_q5_0(y, weights, scratch, found, steps, halves):
+    return _search_legacy(y, weights, scratch, found, steps, halves, 31, False)
 
 
 @inlined
-def search_q4_1(y, weights, sigma2, scratch, found, steps, halves):
-    return _search_legacy(y, weights, sigma2, scratch, found, steps, halves, 15, True)
+def search_q4_1(y, weights, scratch, found, steps, halves):
+    return _search_legacy(y, weights, scratch, found, steps, halves, 15, True)
 
 
 @inlined
-def search_q5_1(y, weights, sigma2, scratch, found, steps, halves):
-    return _search_legacy(y, weights, sigma2, scratch, found, steps, halves, 31, True)
+def search_q5_1(y, weights, scratch, found, steps, halves):
+    return _search_legacy(y, weights, scratch, found, steps, halves, 31, True)
 
 
 @inlined
-def search_q8_0(y, weights, sigma2, scratch, found, steps, halves):
-    return _search_legacy(y, weights, sigma2, scratch, found, steps, halves, 127, False)
+def search_q8_0(y, weights, scratch, found, steps, halves):
+    return _search_legacy(y, weights, scratch, found, steps, halves, 127, False)
 
 
 @inlined
@@ -162,7 +161,7 @@ def pack_q8_0(tile, found, lane, half_d, half_m, out, at):
 
 
 @kernel
-def round_q2_k(source, kind, n_rows, row_length, start, n, order, coefficients, importance, sigmas, out, doubtful):
+def round_q2_k(source, kind, n_rows, row_length, start, n, order, coefficients, costs, hessian, sweeps, out, doubtful):
     round_rows(
         source,
         kind,
@@ -172,8 +171,9 @@ def round_q2_k(source, kind, n_rows, row_length, start, n, order, coefficients, 
         n,
         order,
         coefficients,
-        importance,
-        sigmas,
+        costs,
+        hessian,
+        sweeps,
         out,
         doubtful,
         search_q2_k,
@@ -183,11 +183,12 @@ def round_q2_k(source, kind, n_rows, row_length, start, n, order, coefficients, 
         0,
         3,
         84,
+        to_integer,
     )
 
 
 @kernel
-def round_q3_k(source, kind, n_rows, row_length, start, n, order, coefficients, importance, sigmas, out, doubtful):
+def round_q3_k(source, kind, n_rows, row_length, start, n, order, coefficients, costs, hessian, sweeps, out, doubtful):
     round_rows(
         source,
         kind,
@@ -197,8 +198,9 @@ def round_q3_k(source, kind, n_rows, row_length, start, n, order, coefficients, 
         n,
         order,
         coefficients,
-        importance,
-        sigmas,
+        costs,
+        hessian,
+        sweeps,
         out,
         doubtful,
         search_3,
@@ -208,11 +210,12 @@ def round_q3_k(source, kind, n_rows, row_length, start, n, order, coefficients, 
         -4,
         3,
         110,
+        to_integer,
     )
 
 
 @kernel
-def round_q4_k(source, kind, n_rows, row_length, start, n, order, coefficients, importance, sigmas, out, doubtful):
+def round_q4_k(source, kind, n_rows, row_length, start, n, order, coefficients, costs, hessian, sweeps, out, doubtful):
     round_rows(
         source,
         kind,
@@ -222,8 +225,9 @@ def round_q4_k(source, kind, n_rows, row_length, start, n, order, coefficients, 
         n,
         order,
         coefficients,
-        importance,
-        sigmas,
+        costs,
+        hessian,
+        sweeps,
         out,
         doubtful,
         search_q4_k,
@@ -233,11 +237,12 @@ def round_q4_k(source, kind, n_rows, row_length, start, n, order, coefficients, 
         0,
         15,
         144,
+        to_integer,
     )
 
 
 @kernel
-def round_q5_k(source, kind, n_rows, row_length, start, n, order, coefficients, importance, sigmas, out, doubtful):
+def round_q5_k(source, kind, n_rows, row_length, start, n, order, coefficients, costs, hessian, sweeps, out, doubtful):
     round_rows(
         source,
         kind,
@@ -247,8 +252,9 @@ def round_q5_k(source, kind, n_rows, row_length, start, n, order, coefficients, 
         n,
         order,
         coefficients,
-        importance,
-        sigmas,
+        costs,
+        hessian,
+        sweeps,
         out,
         doubtful,
         search_q5_k,
@@ -258,11 +264,12 @@ def round_q5_k(source, kind, n_rows, row_length, start, n, order, coefficients, 
         0,
         31,
         176,
+        to_integer,
     )
 
 
 @kernel
-def round_q6_k(source, kind, n_rows, row_length, start, n, order, coefficients, importance, sigmas, out, doubtful):
+def round_q6_k(source, kind, n_rows, row_length, start, n, order, coefficients, costs, hessian, sweeps, out, doubtful):
     round_rows(
         source,
         kind,
@@ -272,8 +279,9 @@ def round_q6_k(source, kind, n_rows, row_length, start, n, order, coefficients, 
         n,
         order,
         coefficients,
-        importance,
-        sigmas,
+        costs,
+        hessian,
+        sweeps,
         out,
         doubtful,
         search_6,
@@ -283,11 +291,12 @@ def round_q6_k(source, kind, n_rows, row_length, start, n, order, coefficients, 
         -32,
         31,
         210,
+        to_integer,
     )
 
 
 @kernel
-def round_q4_0(source, kind, n_rows, row_length, start, n, order, coefficients, importance, sigmas, out, doubtful):
+def round_q4_0(source, kind, n_rows, row_length, start, n, order, coefficients, costs, hessian, sweeps, out, doubtful):
     round_rows(
         source,
         kind,
@@ -297,8 +306,9 @@ def round_q4_0(source, kind, n_rows, row_length, start, n, order, coefficients, 
         n,
         order,
         coefficients,
-        importance,
-        sigmas,
+        costs,
+        hessian,
+        sweeps,
         out,
         doubtful,
         search_q4_0,
@@ -308,11 +318,12 @@ def round_q4_0(source, kind, n_rows, row_length, start, n, order, coefficients, 
         -8,
         7,
         18,
+        to_integer,
     )
 
 
 @kernel
-def round_q4_1(source, kind, n_rows, row_length, start, n, order, coefficients, importance, sigmas, out, doubtful):
+def round_q4_1(source, kind, n_rows, row_length, start, n, order, coefficients, costs, hessian, sweeps, out, doubtful):
     round_rows(
         source,
         kind,
@@ -322,8 +333,9 @@ def round_q4_1(source, kind, n_rows, row_length, start, n, order, coefficients, 
         n,
         order,
         coefficients,
-        importance,
-        sigmas,
+        costs,
+        hessian,
+        sweeps,
         out,
         doubtful,
         search_q4_1,
@@ -333,11 +345,12 @@ def round_q4_1(source, kind, n_rows, row_length, start, n, order, coefficients, 
         0,
         15,
         20,
+        to_integer,
     )
 
 
 @kernel
-def round_q5_0(source, kind, n_rows, row_length, start, n, order, coefficients, importance, sigmas, out, doubtful):
+def round_q5_0(source, kind, n_rows, row_length, start, n, order, coefficients, costs, hessian, sweeps, out, doubtful):
     round_rows(
         source,
         kind,
@@ -347,8 +360,9 @@ def round_q5_0(source, kind, n_rows, row_length, start, n, order, coefficients, 
         n,
         order,
         coefficients,
-        importance,
-        sigmas,
+        costs,
+        hessian,
+        sweeps,
         out,
         doubtful,
         search_q5_0,
@@ -358,11 +372,12 @@ def round_q5_0(source, kind, n_rows, row_length, start, n, order, coefficients, 
         -16,
         15,
         22,
+        to_integer,
     )
 
 
 @kernel
-def round_q5_1(source, kind, n_rows, row_length, start, n, order, coefficients, importance, sigmas, out, doubtful):
+def round_q5_1(source, kind, n_rows, row_length, start, n, order, coefficients, costs, hessian, sweeps, out, doubtful):
     round_rows(
         source,
         kind,
@@ -372,8 +387,9 @@ def round_q5_1(source, kind, n_rows, row_length, start, n, order, coefficients, 
         n,
         order,
         coefficients,
-        importance,
-        sigmas,
+        costs,
+        hessian,
+        sweeps,
         out,
         doubtful,
         search_q5_1,
@@ -383,11 +399,12 @@ def round_q5_1(source, kind, n_rows, row_length, start, n, order, coefficients, 
         0,
         31,
         24,
+        to_integer,
     )
 
 
 @kernel
-def round_q8_0(source, kind, n_rows, row_length, start, n, order, coefficients, importance, sigmas, out, doubtful):
+def round_q8_0(source, kind, n_rows, row_length, start, n, order, coefficients, costs, hessian, sweeps, out, doubtful):
     round_rows(
         source,
         kind,
@@ -397,8 +414,9 @@ def round_q8_0(source, kind, n_rows, row_length, start, n, order, coefficients, 
         n,
         order,
         coefficients,
-        importance,
-        sigmas,
+        costs,
+        hessian,
+        sweeps,
         out,
         doubtful,
         search_q8_0,
@@ -408,4 +426,63 @@ def round_q8_0(source, kind, n_rows, row_length, start, n, order, coefficients, 
         -127,
         127,
         34,
+        to_integer,
+    )
+
+
+@kernel
+def round_iq4_nl(
+    source, kind, n_rows, row_length, start, n, order, coefficients, costs, hessian, sweeps, out, doubtful
+):
+    round_rows(
+        source,
+        kind,
+        n_rows,
+        row_length,
+        start,
+        n,
+        order,
+        coefficients,
+        costs,
+        hessian,
+        sweeps,
+        out,
+        doubtful,
+        search_iq4_nl,
+        pack_iq4_nl,
+        32,
+        32,
+        -127,
+        113,
+        18,
+        to_value,
+    )
+
+
+@kernel
+def round_iq4_xs(
+    source, kind, n_rows, row_length, start, n, order, coefficients, costs, hessian, sweeps, out, doubtful
+):
+    round_rows(
+        source,
+        kind,
+        n_rows,
+        row_length,
+        start,
+        n,
+        order,
+        coefficients,
+        costs,
+        hessian,
+        sweeps,
+        out,
+        doubtful,
+        search_iq4_xs,
+        pack_iq4_xs,
+        256,
+        32,
+        -127,
+        113,
+        136,
+        to_value,
     )

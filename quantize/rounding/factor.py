@@ -25,14 +25,16 @@ class Segment:
 
     `order` int32: per position its column within its block of the type, then the blocks in the order of their turn.
     `coefficients` float32: per panel of 8 positions at p the rows 0 .. p + 7 of R_jk / R_jj, [p + 8, 8].
-    `importance` float32 [n]: what a column's error counts when the scales are searched.
+    `costs` float32 [n]: R_jj^2, what a column's error counts when the scales are searched.
+    `hessian` float32 [n, n]: H by positions.
     """
 
     start: int
     stop: int
     order: np.ndarray
     coefficients: np.ndarray
-    importance: np.ndarray
+    costs: np.ndarray
+    hessian: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Factor:
     @property
     def n_bytes(self) -> int:
         """The memory that it takes."""
-        return sum(segment.coefficients.nbytes for segment in self.segments)
+        return sum(segment.coefficients.nbytes + segment.hessian.nbytes for segment in self.segments)
 
 
 def factor_of(moment: Moment, block: int, damping: float = DAMPING, shrinkage: float = SHRINKAGE) -> Factor:
@@ -66,16 +68,19 @@ def _segment(start: int, h: np.ndarray, block: int, kept: float, damping: float)
     diagonal = h.diagonal().astype(np.float64)
     order, blocks = column_order(diagonal, block)
     positions = (order + np.repeat(blocks, block) * block)[::-1]
-    lower = None
+    lower, hessian = None, h
     while lower is None:
         matrix = h[np.ix_(positions, positions)].astype(np.float64) * kept
         np.fill_diagonal(matrix, diagonal[positions] + (damping * diagonal.mean() or 1.0))
+        hessian = np.ascontiguousarray(matrix[::-1, ::-1], np.float32)
         lower = factorize(matrix)
         kept, damping = kept * 0.9, damping * 2  # correlations of broken sums: towards the diagonal until it works
     coefficients = np.empty(n * (n + 8) // 2, np.float32)
     pack_coefficients(lower, coefficients)
+    costs = np.empty(n, np.float32)
+    costs[positions] = lower.diagonal() ** 2
     both = np.concatenate([order, blocks]).astype(np.int32)
-    return Segment(start, start + n, both, coefficients, diagonal.astype(np.float32))
+    return Segment(start, start + n, both, coefficients, costs, hessian)
 
 
 def column_order(diagonal: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,12 +7,9 @@ the factor gives. What is computed for a lane does not depend on its neighbours,
 import numpy as np
 
 from ..kernels.jit import inlined
-from ..kernels.search import clamp
 from ..kernels.tiles import aligned, from_lanes, to_lanes, widen
-from ..kernels.vectors import LANES, load, multiply_add, nearest, select, splat, store
-
-# Columns that are corrected together: their sums stay in registers.
-PANEL = 8
+from ..kernels.vectors import LANES, load, multiply_add, select, splat, store
+from .descent import PANEL, panel_at, refine
 
 
 @inlined
@@ -53,21 +50,34 @@ def correct(panel, errors, coefficients, at, start, stop):
 
 
 @inlined
-def panel_at(position):
-    """Return where the coefficients of the panel at a position begin: panel q has 8 q + 8 rows of 8."""
-    q = position // PANEL
-    return PANEL * PANEL * (q * (q + 1) // 2)
-
-
-@inlined
 def gather(block, order, position, panel):
     for j in range(PANEL):
         store(panel, j * LANES, load(block, order[position + j] * LANES, LANES))
 
 
 @inlined
-def round_columns(x, y, errors, coefficients, order, position, block_start, steps, n_sub, lowest, highest, panel, out):
-    """Round PANEL columns, one after the other; writes their errors and, to `out`, their levels."""
+def round_columns(
+    x,
+    y,
+    errors,
+    weighted,
+    weights,
+    coefficients,
+    order,
+    position,
+    block_start,
+    steps,
+    n_sub,
+    lowest,
+    highest,
+    panel,
+    out,
+    to_level,
+):
+    """Round PANEL columns, one after the other; writes their errors and, to `out`, their levels.
+
+    To `weighted` goes what rounding left of the corrected columns, times their `weights`.
+    """
     gather(y, order, position, panel)
     at = panel_at(position)
     correct(panel, errors, coefficients, at, block_start, position)
@@ -76,9 +86,11 @@ def round_columns(x, y, errors, coefficients, order, position, block_start, step
         column = order[position + j]
         step = load(steps, column // n_sub * LANES, LANES)
         offset = load(steps, (16 + column // n_sub) * LANES, LANES)
-        level = clamp(nearest((v + offset) / step), lowest, highest)
+        level = to_level((v + offset) / step, lowest, highest)
         level = select(step == 0, 0, level)
-        error = load(x, column * LANES, LANES) - (step * level - offset)
+        rounded = step * level - offset
+        error = load(x, column * LANES, LANES) - rounded
+        store(weighted, (position + j) * LANES, (v - rounded) * load(weights, column * LANES, LANES))
         store(out, column * LANES, level)
         store(errors, (position + j) * LANES, error)
         row = at + (position + j) * PANEL
@@ -96,8 +108,9 @@ def round_rows(
     n,
     order,
     coefficients,
-    importance,
-    sigmas,
+    costs,
+    hessian,
+    sweeps,
     out,
     doubtful,
     search,
@@ -107,32 +120,38 @@ def round_rows(
     lowest,
     highest,
     n_bytes,
+    to_level,
 ):
-    """Encode columns [start, start + n) of rows: `search` finds the scales of a block, `pack` writes one.
+    """Encode columns [start, start + n) of rows: `search` finds the scales of a block, `pack` writes one,
+    `to_level` gives the nearest levels to numbers.
 
     `order` holds per position its column within its block, `order[n:]` the blocks in the order of their turn.
-    `importance` is float32 [n]; `sigmas` the mean square of each row.
+    `costs` float32 [n] are what errors of columns count, `hessian` [n * n] is H by positions; after `sweeps` over all
+    levels, each moved to where it does best, the row is packed.
     """
     tile, x, y = aligned(block * LANES), aligned(block * LANES), aligned(block * LANES)
-    levels, weights, panel = aligned(block * LANES), aligned(block * LANES), aligned(PANEL * LANES)
-    scratch, found = aligned(64 * LANES), aligned(10 * 16 * LANES).reshape(10, 16 * LANES)
-    steps, halves, flags = aligned(32 * LANES), np.empty(2 * LANES, np.int32), aligned(LANES)
-    errors = aligned(n * LANES)
+    levels, weights, panel = aligned(n * LANES), aligned(block * LANES), aligned(PANEL * LANES)
+    scratch, flags = aligned(64 * LANES), aligned(LANES)
+    shape = (10, 16 * LANES) if block > 32 else (1, 3 * LANES)
+    n_found = shape[0] * shape[1]
+    founds, steps = aligned(n // block * n_found), aligned(n // block * 32 * LANES)
+    halves = np.empty(n // block * 2 * LANES, np.int32)
+    errors, weighted = aligned(n * LANES), aligned(n * LANES)
+    memory = aligned(3 * n * LANES + n if sweeps else 0)
     for first in range(0, n_rows, LANES):
-        for lane in range(LANES):
-            flags[lane] = sigmas[min(first + lane, n_rows - 1)]
-        sigma2 = load(flags, 0, LANES)
         for turn in range(n // block):
             column = order[n + turn] * block
+            found = founds[turn * n_found : (turn + 1) * n_found].reshape(shape)
             load_columns(source, kind, row_length, first, n_rows, start + column, block, tile, x)
             for i in range(block):
-                store(weights, i * LANES, splat(importance[column + i], LANES))
+                store(weights, i * LANES, splat(costs[column + i], LANES))
             for position in range(turn * block, (turn + 1) * block, PANEL):
                 gather(x, order, position, panel)
                 correct(panel, errors, coefficients, panel_at(position), 0, turn * block)
                 for j in range(PANEL):
                     store(y, order[position + j] * LANES, load(panel, j * LANES, LANES))
-            valid = search(y, weights, sigma2, scratch, found, steps, halves)
+            own_steps = steps[turn * 32 * LANES : (turn + 1) * 32 * LANES]
+            valid = search(y, weights, scratch, found, own_steps, halves[turn * 2 * LANES :])
             store(flags, 0, select(valid, splat(0, LANES), 1))
             for lane in range(min(LANES, n_rows - first)):
                 if flags[lane] != 0:
@@ -142,18 +161,42 @@ def round_rows(
                     x,
                     y,
                     errors,
+                    weighted,
+                    weights,
                     coefficients,
                     order,
                     position,
                     turn * block,
-                    steps,
+                    own_steps,
                     n_sub,
                     lowest,
                     highest,
                     panel,
-                    levels,
+                    levels[column * LANES :],
+                    to_level,
                 )
-            from_lanes(levels, block, tile, 0, block)
+        if sweeps:
+            refine(
+                levels,
+                steps,
+                weighted,
+                order,
+                coefficients,
+                hessian,
+                n,
+                block,
+                n_sub,
+                lowest,
+                highest,
+                sweeps,
+                to_level,
+                memory,
+            )
+        for turn in range(n // block):
+            column = order[n + turn] * block
+            found = founds[turn * n_found : (turn + 1) * n_found].reshape(shape)
+            from_lanes(levels[column * LANES :], block, tile, 0, block)
             for lane in range(min(LANES, n_rows - first)):
                 at = (first + lane) * (row_length // block) * n_bytes + (start + column) // block * n_bytes
-                pack(tile, found, lane, halves[lane], halves[LANES + lane], out, at)
+                half_d, half_m = halves[2 * turn * LANES + lane], halves[(2 * turn + 1) * LANES + lane]
+                pack(tile, found, lane, half_d, half_m, out, at)

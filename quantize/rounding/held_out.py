@@ -16,7 +16,7 @@ def output_errors(rows: np.ndarray, decoded: np.ndarray, sample: np.ndarray) -> 
     n_groups = -(-len(sample) // LANES)
     lanes = np.zeros((n_groups * LANES, difference.shape[1]), np.float32)
     lanes[: len(sample)] = sample
-    lanes = np.ascontiguousarray(lanes.reshape(n_groups, LANES, -1).transpose(0, 2, 1))
+    lanes = np.ascontiguousarray(lanes.reshape(n_groups, LANES, difference.shape[1]).transpose(0, 2, 1))
     errors = np.zeros(len(rows))
     squared_outputs(difference, lanes.reshape(-1), n_groups, errors)
     return errors

@@ -14,7 +14,8 @@ from .calibration import Rounder
 class Outcome:
     """What feedback did to rows: how many there were, how many stayed plain, and squared errors of their outputs.
 
-    `plain` and `chosen` are sums over inputs that are not in the moments, of plain rounding and of what was written.
+    `plain` and `chosen` are sums over inputs that are neither in the moments nor chose between the two, of plain
+    rounding and of what was written.
     """
 
     n_rows: int
@@ -44,17 +45,21 @@ def fed_back(
 ) -> tuple[np.ndarray, Outcome]:
     """Encode rows with error feedback, uint8 [n, row_bytes]; `plain` are the same rows rounded without.
 
-    A row keeps plain rounding where its outputs on the held-out inputs are then nearer to the exact ones.
+    A row keeps plain rounding where its outputs on half of the held-out inputs are then nearer to the exact ones; the
+    other half tells what that was worth.
     """
     assert rounder.factor is not None
     encoded, kept = round_rows(qtype, rows, rounder.factor)
-    before = after = np.zeros(len(rows))
-    if len(rounder.sample):
-        from .held_out import output_errors
+    if not len(rounder.sample):
+        encoded[kept] = plain[kept]
+        return encoded, Outcome(len(rows), int(kept.sum()), 0.0, 0.0)
+    from .held_out import output_errors
 
-        before = output_errors(rows, dequantize(qtype, plain), rounder.sample)
-        after = output_errors(rows, dequantize(qtype, encoded), rounder.sample)
-        kept |= ~(after <= before)
+    before, after = (
+        [output_errors(rows, decoded, rounder.sample[part::2]) for part in (0, 1)]
+        for decoded in (dequantize(qtype, plain), dequantize(qtype, encoded))
+    )
+    kept |= ~(after[0] <= before[0])
     encoded[kept] = plain[kept]
-    chosen = np.where(kept, before, after)
-    return encoded, Outcome(len(rows), int(kept.sum()), float(before.sum()), float(chosen.sum()))
+    chosen = np.where(kept, before[1], after[1])
+    return encoded, Outcome(len(rows), int(kept.sum()), float(before[1].sum()), float(chosen.sum()))

@@ -38,7 +38,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("model") / "tiny-F32.gguf")
 
 
-def write_moments(path: Path, model: Path, sums: Sums, architecture: str = "", n_tokens: int = 600) -> Path:
+def write_moments(
+    path: Path, model: Path, sums: Sums, architecture: str = "", n_tokens: int = 600, n_sample: int = 4
+) -> Path:
     file = read_gguf(model)
     shapes = [(tensor.name, tensor.shape) for tensor in file.tensors.values()]
     exact = [
@@ -55,7 +57,11 @@ def write_moments(path: Path, model: Path, sums: Sums, architecture: str = "", n
     numbers = np.random.default_rng(5)
     with MomentsWriter(path, MomentsInfo(digest, "text", "a.txt", 512, tuple(entries))) as writer:
         for entry in writer.missing:
-            sample = numbers.normal(size=(4, 256)).astype(np.float32) if sums is not correlated else np.zeros((0, 256))
+            sample = (
+                numbers.normal(size=(n_sample, 256)).astype(np.float32)
+                if sums is not correlated
+                else np.zeros((0, 256))
+            )
             writer.put(entry, [Moment((sums(numbers),), n_tokens, 1.0, sample) for _ in range(entry.n_expert)])
         writer.finish()
     return path
@@ -126,9 +132,11 @@ def test_feedback_that_does_worse_on_held_out_inputs_is_not_kept(model: Path, tm
     def misleading(numbers: np.random.Generator) -> np.ndarray:  # the samples that go with it are not correlated
         return correlated(numbers)
 
-    report = quantize(model, tmp_path / "a.gguf", "--moments", write_moments(tmp_path / "m", model, misleading))
-    rounding = report["rounding"]
-    assert isinstance(rounding, dict) and rounding["error"] <= 1
+    moments = write_moments(tmp_path / "m", model, misleading, n_sample=32)
+    rounding = quantize(model, tmp_path / "a.gguf", "--moments", moments)["rounding"]
+    assert isinstance(rounding, dict) and len(rounding["fallen_back"]) == 23
+    # Other inputs than those that chose are looked at: a few rows had luck with the former.
+    assert 1 <= rounding["error"] < 1.05
 
 
 def test_moments_of_another_model_are_refused(model: Path, tmp_path: Path) -> None:
