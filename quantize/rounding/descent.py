@@ -95,27 +95,13 @@ def to_integer(value, lowest, highest):
 
 
 @inlined
-def refine(
-    levels,
-    steps,
-    weighted,
-    order,
-    coefficients,
-    hessian,
-    n,
-    block,
-    n_sub,
-    lowest,
-    highest,
-    sweeps,
-    to_level,
-    memory,
-):
+def refine(levels, steps, weighted, order, coefficients, hessian, n, block, spacing, sweeps, memory):
     """Improve the levels [n, LANES] (columns in their own order, block by block) of LANES rows.
 
     `steps` are [n / block, 32, LANES] as the searches left them, `memory` scratch for 3 n LANES + n float32. All rows
     go through WIDE columns before the next, for which few rows of H are needed at a time.
     """
+    n_sub, lowest, highest, to_level = spacing
     size = n * LANES
     lanes, g, own_steps, diagonal = (
         memory[:size],

@@ -56,31 +56,15 @@ def gather(block, order, position, panel):
 
 
 @inlined
-def round_columns(
-    x,
-    y,
-    errors,
-    weighted,
-    weights,
-    coefficients,
-    order,
-    position,
-    block_start,
-    steps,
-    n_sub,
-    lowest,
-    highest,
-    panel,
-    out,
-    to_level,
-):
+def round_columns(x, y, errors, weighted, weights, coefficients, order, position, start, steps, spacing, panel, out):
     """Round PANEL columns, one after the other; writes their errors and, to `out`, their levels.
 
     To `weighted` goes what rounding left of the corrected columns, times their `weights`.
     """
+    n_sub, lowest, highest, to_level = spacing
     gather(y, order, position, panel)
     at = panel_at(position)
-    correct(panel, errors, coefficients, at, block_start, position)
+    correct(panel, errors, coefficients, at, start, position)
     for j in range(PANEL):
         v = load(panel, j * LANES, LANES)
         column = order[position + j]
@@ -96,6 +80,25 @@ def round_columns(
         row = at + (position + j) * PANEL
         for i in range(j + 1, PANEL):
             store(panel, i * LANES, multiply_add(error, coefficients[row + i], load(panel, i * LANES, LANES)))
+
+
+@inlined
+def correct_block(x, errors, coefficients, order, start, stop, panel, y):
+    """Write to y the block at positions [start, stop) of x after making up for the errors before it."""
+    for position in range(start, stop, PANEL):
+        gather(x, order, position, panel)
+        correct(panel, errors, coefficients, panel_at(position), 0, start)
+        for j in range(PANEL):
+            store(y, order[position + j] * LANES, load(panel, j * LANES, LANES))
+
+
+@inlined
+def mark(valid, flags, first, n_rows, doubtful):
+    """Mark the rows whose lane is not valid."""
+    store(flags, 0, select(valid, splat(0, LANES), 1))
+    for lane in range(min(LANES, n_rows - first)):
+        if flags[lane] != 0:
+            doubtful[first + lane] = 1
 
 
 @inlined
@@ -129,6 +132,7 @@ def round_rows(
     `costs` float32 [n] are what errors of columns count, `hessian` [n * n] is H by positions; after `sweeps` over all
     levels, each moved to where it does best, the row is packed.
     """
+    spacing = n_sub, lowest, highest, to_level
     tile, x, y = aligned(block * LANES), aligned(block * LANES), aligned(block * LANES)
     levels, weights, panel = aligned(n * LANES), aligned(block * LANES), aligned(PANEL * LANES)
     scratch, flags = aligned(64 * LANES), aligned(LANES)
@@ -145,18 +149,13 @@ def round_rows(
             load_columns(source, kind, row_length, first, n_rows, start + column, block, tile, x)
             for i in range(block):
                 store(weights, i * LANES, splat(costs[column + i], LANES))
-            for position in range(turn * block, (turn + 1) * block, PANEL):
-                gather(x, order, position, panel)
-                correct(panel, errors, coefficients, panel_at(position), 0, turn * block)
-                for j in range(PANEL):
-                    store(y, order[position + j] * LANES, load(panel, j * LANES, LANES))
+            begin, end = turn * block, (turn + 1) * block
+            correct_block(x, errors, coefficients, order, begin, end, panel, y)
             own_steps = steps[turn * 32 * LANES : (turn + 1) * 32 * LANES]
             valid = search(y, weights, scratch, found, own_steps, halves[turn * 2 * LANES :])
-            store(flags, 0, select(valid, splat(0, LANES), 1))
-            for lane in range(min(LANES, n_rows - first)):
-                if flags[lane] != 0:
-                    doubtful[first + lane] = 1
-            for position in range(turn * block, (turn + 1) * block, PANEL):
+            mark(valid, flags, first, n_rows, doubtful)
+            for position in range(begin, end, PANEL):
+                own = levels[column * LANES :]
                 round_columns(
                     x,
                     y,
@@ -166,32 +165,14 @@ def round_rows(
                     coefficients,
                     order,
                     position,
-                    turn * block,
+                    begin,
                     own_steps,
-                    n_sub,
-                    lowest,
-                    highest,
+                    spacing,
                     panel,
-                    levels[column * LANES :],
-                    to_level,
+                    own,
                 )
         if sweeps:
-            refine(
-                levels,
-                steps,
-                weighted,
-                order,
-                coefficients,
-                hessian,
-                n,
-                block,
-                n_sub,
-                lowest,
-                highest,
-                sweeps,
-                to_level,
-                memory,
-            )
+            refine(levels, steps, weighted, order, coefficients, hessian, n, block, spacing, sweeps, memory)
         for turn in range(n // block):
             column = order[n + turn] * block
             found = founds[turn * n_found : (turn + 1) * n_found].reshape(shape)
