@@ -12,6 +12,7 @@ const SAMPLING = ["temperature", "top_p", "top_k", "min_p", "repeat_penalty", "p
 
 /** Keep a conversation in the browser; says so when there is no room. */
 export async function keep(conversation) {
+  if (state.gone.has(conversation.id)) return;
   conversation.updated = Date.now();
   state.conversations.set(conversation.id, conversation);
   if (!(await store.put("conversations", conversation.id, conversation))) {
@@ -85,10 +86,11 @@ function begin(conversation, question, fields = {}) {
 
 async function stream(conversation, node) {
   const controller = state.running.get(node.id);
+  const kept = keep(conversation);
   actions.changed(conversation);
   announce("The model is answering.");
-  await keep(conversation);
   try {
+    await kept;
     await receive(conversation, node, controller.signal);
   } catch (error) {
     if (controller.signal.aborted) node.finish = "stopped";

@@ -16,6 +16,7 @@ import * as store from "./store.js";
 import { addNode, choose, chosenPath, newConversation, removeNode } from "./tree.js";
 
 const ASK_AGAIN = 3000; // ms between looks for a server that does not answer
+const FORGET_AFTER = 8000; // ms: longer than "Undo" is shown
 let settingsTimer = 0;
 
 function showAll() {
@@ -89,17 +90,18 @@ Object.assign(actions, {
     stop(current);
     const gone = removeNode(current, id);
     altered(current);
-    toast("The message and what followed are deleted.", "Undo", () => { current.nodes = before; altered(current); });
-    return gone;
+    const traces = setTimeout(() => forget(gone), FORGET_AFTER);
+    toast("The message and what followed are deleted.", "Undo", () => { clearTimeout(traces); current.nodes = before; altered(current); });
   },
   async removeConversation(conversation) {
+    state.gone.add(conversation.id);
     stop(conversation);
     state.conversations.delete(conversation.id);
     await store.remove("conversations", [conversation.id]);
     if (conversation === state.current) open(null);
     else showList();
-    const traces = setTimeout(() => forget(Object.keys(conversation.nodes)), 8000);
-    toast(`“${conversation.title || "Untitled"}” is deleted.`, "Undo", () => { clearTimeout(traces); keep(conversation).then(() => open(conversation.id)); });
+    const traces = setTimeout(() => forget(Object.keys(conversation.nodes)), FORGET_AFTER);
+    toast(`“${conversation.title || "Untitled"}” is deleted.`, "Undo", () => { clearTimeout(traces); state.gone.delete(conversation.id); keep(conversation).then(() => open(conversation.id)); });
   },
   rename(conversation, title) {
     conversation.title = title;
@@ -131,6 +133,7 @@ async function connect(aloud = true) {
     if (!state.modelIds.includes(state.modelId)) state.modelId = state.modelIds.includes(preference("model")) ? preference("model") : state.modelIds[0] ?? null;
     state.model = await describe(state.modelIds.length > 1 ? state.modelId : null);
     useModel(state.model);
+    if (state.only >= state.model.nExpert) state.only = null;
     showBanner();
     showAll();
     showSettings();

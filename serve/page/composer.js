@@ -37,7 +37,8 @@ export function showComposer() {
   parts.send.title = busy ? "Stop (Esc)" : "Send (Enter)";
   parts.send.disabled = !busy && !parts.area.value.trim() && !files.length;
   parts.whoFrame.hidden = !isMixture();
-  if (isMixture() && parts.who.options.length !== state.model.nExpert + 1) {
+  if (isMixture() && parts.who.madeFor !== state.model) {
+    parts.who.madeFor = state.model;
     parts.who.replaceChildren(el("option", { value: "" }, "All experts"), ...state.model.names.map((name, expert) => el("option", { value: String(expert) }, `All, and ${name} alone`)));
   }
   parts.who.value = state.only === null ? "" : String(state.only);

@@ -47,7 +47,8 @@ function partOf(conversation, node, used) {
 
 function viewOf(conversation, node, used, paired) {
   used.add(node.id);
-  if (!views.has(node.id)) views.set(node.id, node.role === "user" ? new QuestionView(conversation, node) : new AnswerView(conversation, node));
+  // What was undone or read anew has the same id, and is another object.
+  if (views.get(node.id)?.node !== node) views.set(node.id, node.role === "user" ? new QuestionView(conversation, node) : new AnswerView(conversation, node));
   const view = views.get(node.id);
   view.paired = paired;
   view.update();

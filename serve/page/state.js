@@ -8,6 +8,7 @@ export const state = {
   current: null, // a conversation; kept from its first message on
   running: new Map(), // id of an answer → AbortController
   traces: new Map(), // id of an answer → Trace
+  gone: new Set(), // ids of conversations that were deleted; what still ends in them is not kept
   only: null, // the expert that answers alone beside the mixture, or null
 };
 

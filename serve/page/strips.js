@@ -58,11 +58,13 @@ export function addLayers(sums, tokens, nExpert) {
   }
 }
 
+const [NEAR, FAR] = [160, 4000]; // characters of the source that a short word, or a longer one, may be ahead
+
 /**
  * Wrap the words of a rendered block and paint their strips.
  *
  * Rendered words come in the order of the source, with its marks left out, so each is looked for from where the last
- * one ended; one that is not found near (an entity, a formula) gets no strip.
+ * one ended; one that is not found near (an entity, part of a formula) gets no strip.
  */
 export function paint({ element, source, start }, trace, nExpert) {
   const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT, {
@@ -77,7 +79,7 @@ export function paint({ element, source, start }, trace, nExpert) {
     const made = parts.map((part) => {
       if (!part.trim()) return part;
       const at = source.indexOf(part, from);
-      if (at < 0 || at - from > 160) return part;
+      if (at < 0 || at - from > (part.length < 4 ? NEAR : FAR)) return part;
       from = at + part.length;
       return word(part, ...trace.range(start + at, start + from), trace, nExpert);
     });

@@ -84,7 +84,7 @@ class Server:
 
 def speak_in_letters(fields: Fields, tensors: Tensors) -> None:
     """Let a random model say letters and spaces and go on for long, rather than bytes that are no characters."""
-    fields |= {"llama.context_length": 8192, "general.name": "Tiny"}
+    fields |= {"llama.context_length": 131072, "general.name": "Tiny"}
     n_letters = len(fields["tokenizer.ggml.tokens"]) - 5 - 256
     tensors["output.weight"][:-n_letters] = 0
     tensors["output.weight"][-n_letters:] *= 6
@@ -99,7 +99,7 @@ def talker_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="package")
 def server(talker_path: Path) -> Iterator[Server]:
     """A server that most tests share."""
-    running = Server(talker_path, "-c", "16384", "--parallel", "4", "-t", "1")
+    running = Server(talker_path, "-c", "131072", "--parallel", "4", "-t", "1")
     yield running
     running.stop()
 

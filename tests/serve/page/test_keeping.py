@@ -56,6 +56,17 @@ def test_a_deleted_conversation_comes_back(screen: Screen) -> None:
     expect(screen.find(".bubble")).to_have_text("keep me")
 
 
+def test_a_conversation_that_is_deleted_while_it_answers_stays_deleted(screen: Screen) -> None:
+    screen.write("hello")
+    screen.page.wait_for_function("() => document.querySelectorAll('.answer .word').length > 3")
+    screen.find("#sidebar li.current").hover()
+    screen.button("Delete hello").click()
+    expect(screen.find(".welcome")).to_be_visible()
+    screen.page.reload()
+    screen.page.wait_for_selector(".welcome .lead")
+    expect(screen.find("#sidebar li")).to_have_count(0)
+
+
 def test_titles_are_changed(screen: Screen) -> None:
     screen.bring([("user", "keep me"), ("assistant", "yes")])
     screen.find("#sidebar li.current").hover()
