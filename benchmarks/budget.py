@@ -21,7 +21,7 @@ import click
 
 OURS = (sys.executable, "-c", "from moe_gguf.cli import main; main()")
 PATH = click.Path(exists=True, dir_okay=False, path_type=Path)
-STOCK, IMATRIX, MOMENTS, MIX, BOTH = "stock", "imatrix", "moments", "mix", "mix and moments"
+STOCK, IMATRIX, MOMENTS, MIX, BOTH = WAYS = ("stock", "imatrix", "moments", "mix", "mix and moments")
 
 
 @dataclass(frozen=True)
@@ -49,23 +49,25 @@ class Bench:
         return path
 
 
-def variants(bench: Bench, types: tuple[str, ...]) -> dict[tuple[str, str], Path]:
+def variants(bench: Bench, types: tuple[str, ...], ways: tuple[str, ...]) -> dict[tuple[str, str], Path]:
     """Return by stock type and way the file."""
     moments, imatrix = bench.work / "moments.safetensors", bench.work / "imatrix.gguf"
     if not moments.exists():
         bench.run("imatrix", bench.model, "-f", bench.calibration, "-o", imatrix, "--moments", moments)
-    known = {
-        MIX: bench.made("plain.json", "sensitivity", bench.model, "-f", bench.calibration),
-        BOTH: bench.made("calibrated.json", "sensitivity", bench.model, "-f", bench.calibration, "--moments", moments),
-    }
+    known: dict[str, Path] = {}
+    if MIX in ways:
+        known[MIX] = bench.made("plain.json", "sensitivity", bench.model, "-f", bench.calibration)
+    if BOTH in ways:
+        measured = ("sensitivity", bench.model, "-f", bench.calibration, "--moments", moments)
+        known[BOTH] = bench.made("calibrated.json", *measured)
     rounded = {IMATRIX: ("--imatrix", imatrix), MOMENTS: ("--moments", moments), BOTH: ("--moments", moments)}
     found: dict[tuple[str, str], Path] = {}
     for name in types:
-        for way in (STOCK, IMATRIX, MOMENTS):
+        for way in (each for each in (STOCK, IMATRIX, MOMENTS) if each in ways or each == STOCK):
             extra = rounded.get(way, ())
             found[name, way] = bench.made(f"{name}-{way}.gguf", "quantize", bench.model, "--type", name, *extra)
         size = ("--target-size", str(found[name, STOCK].stat().st_size))
-        for way in (MIX, BOTH):
+        for way in known:
             asked = ("quantize", bench.model, *size, "--sensitivity", known[way], *rounded.get(way, ()))
             found[name, way] = bench.made(f"{name}-{way.replace(' ', '-')}.gguf", *asked)
     return found
@@ -109,7 +111,7 @@ def draw(files: dict[tuple[str, str], Path], klds: dict[tuple[str, str], dict[st
     figure = Figure(figsize=(4.2 * len(texts), 3.6), layout="constrained")
     axes = figure.subplots(1, len(texts), sharey=True, squeeze=False)[0]
     for text, panel in zip(texts, axes, strict=True):
-        for way in (STOCK, IMATRIX, MOMENTS, MIX, BOTH):
+        for way in dict.fromkeys(way for _, way in klds):
             points = sorted(
                 (files[which].stat().st_size / 1e6, found[text]["kld"]["mean"])
                 for which, found in klds.items()
@@ -129,6 +131,7 @@ def draw(files: dict[tuple[str, str], Path], klds: dict[tuple[str, str], dict[st
 @click.option("-f", "--file", "named", multiple=True, required=True, metavar="NAME=FILE")
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), required=True)
 @click.option("--type", "types", multiple=True, default=("Q4_K_M",), show_default=True)
+@click.option("--way", "ways", type=click.Choice(WAYS), multiple=True, default=WAYS, help="Leave the others out.")
 @click.option("--chunks", default=16, show_default=True)
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--llama-perplexity", "program", type=PATH)
@@ -139,6 +142,7 @@ def main(
     named: tuple[str, ...],
     work: Path,
     types: tuple[str, ...],
+    ways: tuple[str, ...],
     chunks: int,
     plot: Path | None,
     program: Path | None,
@@ -148,7 +152,7 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     texts = {name: Path(path) for name, path in (one.split("=", 1) for one in named)}
     bench = Bench(model, work, calibration, texts, chunks, str(threads))
-    files = variants(bench, types)
+    files = variants(bench, types, ways)
     klds = divergences(bench, files)
     for (name, way), found in klds.items():
         cells = [f"{name:8} {way:16} {files[name, way].stat().st_size / 1e6:8.2f} MB"]

@@ -72,6 +72,8 @@ def laid(
 ) -> Iterator[Groundwork]:
     """Measure what the request lacks; with `keep` working files stay, for the command that comes after a dry run.
 
+    Then only what decides types is measured: without a budget, nothing.
+
     Raises MoeGgufError, before anything is measured where it can be told by then.
     """
     from ..writer.journal import only_run
@@ -83,7 +85,7 @@ def laid(
         raise PlanError(
             "-f and --prune-layers exclude each other: a model with fewer layers is no variant of its source"
         )
-    if not (wanted.calibration or wanted.texts):
+    if not (wanted.calibration or wanted.texts) or (keep and request.budget is None):
         if request.budget and request.budget.sensitivity is None:
             raise PlanError(
                 "a mix for a size needs a text to measure on, -f TEXT, or --sensitivity FILE of an earlier run"

@@ -144,6 +144,8 @@ def test_what_cannot_be_is_told_before_anything_is_measured(tiny_path: Path, tex
     for status, message, options in cases:
         done = moe_gguf("quantize", tiny_path, *options, "-q")
         assert done.status == status and message in done.stderr, (options, done.stderr)
+    dry = moe_gguf("quantize", tiny_path, "--type", "Q4_0", *text, "-o", tmp_path / "a.gguf", "-q", "--dry-run")
+    assert dry.status == 0 and "a.gguf" in dry.stdout
     assert not (tmp_path / "cache").exists() or not list_cache().entries
 
 
