@@ -72,9 +72,8 @@ def measure(width: int, qtype: GGMLQuantizationType) -> Rates:
         summing = seconds(lambda: add_products(inputs, 0, width, total))
         total += np.tril(total, -1).T
         moment = Moment((total,), 20480, 20480.0, np.zeros((0, width), np.float32))
-        started = time.process_time()
+        factoring = seconds(lambda: factor_of(moment, 256))
         factor = factor_of(moment, 256)
-        factoring = time.process_time() - started
         rounding = seconds(lambda: round_rows(qtype, rows, factor))
         plainly = seconds(lambda: encode(qtype, rows, out, importance))
         by_llama = seconds(lambda: quantize_chunk(qtype, rows, importance))

@@ -38,7 +38,7 @@ from .working_files import roomy_cache
 
 _T = GGMLQuantizationType
 # Roles with less than this share of the weights are measured with 16 bits too.
-SMALL, EXACTLY = 1 / 32, " at 16 bits"
+SMALL, EXACTLY = 1 / 64, " at 16 bits"
 
 
 @dataclass(frozen=True)
