@@ -29,7 +29,8 @@ def test_errors_are_those_of_rounding_some_rows(weighted: bool, tmp_path: Path) 
     rows = bits.view(np.float32).reshape(4, -1, 256)
     for qtype in TYPES:
         error = squares = 0.0
-        for expert, exact in enumerate(rows):
+        for expert in (0, 2):
+            exact = rows[expert]
             weights = importance[expert] if weighted else None
             some = np.ascontiguousarray(exact[:: len(exact) // 32])
             wrong = dequantize(qtype, quantize_chunk(qtype, some, weights)) - some
