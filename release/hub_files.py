@@ -72,7 +72,7 @@ class HubRepo:
         headers = build_hf_headers() | {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         with refusals(self.repo, "be read from"):
             for _ in range(MANY_TRIES):
-                answer = http_backoff("GET", url, headers=headers, follow_redirects=True, timeout=60)
+                answer = http_backoff("GET", url, headers=headers, timeout=60)
                 hf_raise_for_status(answer)
                 data = answer.content if answer.status_code == 206 else answer.content[start:stop]
                 if len(data) == stop - start:

@@ -25,6 +25,7 @@ from ..writer.plan import Plan
 from .compare import Making, compare_all
 from .finite import nonfinite_problems
 from .hub_files import HubSource
+from .loaded import wrong_in_llama
 from .places import Place, check_sums, kind_of, place_of, without_scratch
 from .problems import FileReport, Kind, Report, TensorCounts
 from .stated_metadata import metadata_problems
@@ -164,10 +165,7 @@ def _check_names(report: FileReport, plan: Plan, source: Plan) -> None:
 
 
 def _run_it(one: Checked, request: Request, listener: Listener) -> None:
-    """Look for weights that are not finite, load a file in llama.cpp, and look at its logits.
-
-    One that is broken already could end the process there.
-    """
+    """Look for weights that are not finite, load a file in llama.cpp unless it is broken, and look at its logits."""
     if one.file is None or one.plan is None:
         return
     if any(problem.kind in (Kind.STRUCTURE, Kind.TRUNCATED, Kind.TENSORS) for problem in one.report.problems):
@@ -175,7 +173,6 @@ def _run_it(one: Checked, request: Request, listener: Listener) -> None:
         return
     from ..runner.limits import system_memory
     from ..runner.threads import best_thread_count
-    from ..runner.verify import verify_gguf
 
     if request.against is None or request.sample is not None:
         n_weights = sum(tensor.n_weights for tensor in one.plan.tensors)
@@ -184,7 +181,7 @@ def _run_it(one: Checked, request: Request, listener: Listener) -> None:
             one.report.problems += nonfinite_problems(one.plan, n_threads, bar.update)
     fits = sum(path.stat().st_size for path in one.file.shards) < system_memory()[0] / 2
     listener.detail(f"{one.report.path}: load it in llama.cpp")
-    for message in verify_gguf(one.path, decode=fits):
+    for message in wrong_in_llama(one.path, fits):
         one.report.add(Kind.LOAD, message)
     if not fits:
         one.report.notes.append("larger than half of the free memory: loaded, its logits were not looked at")

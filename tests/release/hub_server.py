@@ -40,7 +40,10 @@ class Fault:
 
 @dataclass
 class Hub:
-    """The hub; `stored` are large files by SHA-256, `parts` those on their way, `requests` "METHOD /path" each."""
+    """The hub; `stored` are large files by SHA-256, `parts` those on their way, `requests` "METHOD /path" each.
+
+    `sent` and `served` are bytes by file; `strangers` the credentials that reached the host where large files lie.
+    """
 
     token: str = "hf_mineandnobodyelses"
     repos: dict[str, Repo] = field(default_factory=dict)
@@ -51,6 +54,7 @@ class Hub:
     requests: list[str] = field(default_factory=list)
     sent: Counter[str] = field(default_factory=Counter)
     served: Counter[str] = field(default_factory=Counter)
+    strangers: list[str | None] = field(default_factory=list)
     endpoint: str = ""
 
     def files(self, repo: str, branch: str = "main") -> dict[str, bytes]:
@@ -60,6 +64,10 @@ class Hub:
 
 class Refused(Exception):
     """An answer that is no success: status, the hub's code, its words."""
+
+
+class Elsewhere(Exception):
+    """An answer that sends the asker to another address."""
 
 
 def blob(content: bytes) -> str:
@@ -118,6 +126,8 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             try:
                 with lock:
                     reply = self.route(path)
+            except Elsewhere as elsewhere:
+                return self.reply(302, None, {"Location": str(elsewhere)})
             except Refused as refused:
                 status, code, message = refused.args
                 return self.reply(status, {"error": message}, {"X-Error-Code": code, "X-Error-Message": message})
@@ -173,10 +183,17 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return self.store(parts[1], int(self.query.get("part", ["0"])[0]))
             if path.endswith(".git/info/lfs/objects/batch"):
                 return self.batch()
+            if parts[0] == "cdn":
+                hub.strangers.append(self.headers.get("Authorization"))
+                return self.resolve("/".join(parts[1:3]), parts[3], "/".join(parts[4:]))
             if parts[0] == "complete":
                 hub.stored[parts[1]] = b"".join(one for _, one in sorted(hub.parts.pop(parts[1]).items()))
                 return {}
             if parts[0] != "api":
+                if is_large(path) and "/".join(parts[:2]) in hub.repos:
+                    # Another host by its name: what is sent to the hub alone must not go there.
+                    port = hub.endpoint.rpartition(":")[2]
+                    raise Elsewhere(f"http://localhost:{port}/cdn/{'/'.join(parts[:2] + parts[3:])}")
                 return self.resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
             writes = self.command != "GET" and parts[1] != "validate-yaml"
             if (writes or parts[1] == "whoami-v2") and self.headers.get("Authorization") != f"Bearer {hub.token}":

@@ -258,6 +258,36 @@ def test_the_broken_mix_of_early_2024_is_recognized(tmp_path: Path) -> None:
     assert problem["kind"] == "mix" and "the broken MoE mix of early 2024" in problem["message"]
 
 
+def test_a_split_file_is_compared_as_one(made: Path, tmp_path: Path) -> None:
+    done = moe_gguf("split", made / Q4, "--split-max-size", "1M", "-o", tmp_path / Q4)
+    assert done.status == 0, done.stderr
+    shards = sorted(tmp_path.glob("*.gguf"))
+    assert len(shards) > 2
+    write_checksums(tmp_path, {path.name: sha256_of(path) for path in shards})
+    files = verified(tmp_path, "--against", made / "Wide", status=0)
+    assert [file["path"] for file in files] == [path.name for path in shards]
+    assert [file["tensors"]["exact"] for file in files] == [len(read_gguf(made / Q4).tensors)] + [0] * (len(shards) - 1)
+    flip(shards[2], shards[2].stat().st_size - 3000, 6)
+    by_name = {file["path"]: file["problems"] for file in verified(tmp_path, "--against", made / "Wide", "--no-load")}
+    assert [one["kind"] for one in by_name[shards[2].name]] == ["checksum"]
+    (problem,) = by_name[shards[0].name]
+    assert (
+        problem["kind"] == "wrong"
+        and f"byte {shards[2].stat().st_size - 3000} of {shards[2].name}" in problem["message"]
+    )
+    shards[1].unlink()
+    assert "missing shard" in verified(shards[0], "--no-load")[0]["problems"][-1]["message"]
+
+
+def test_what_llama_cpp_ends_the_process_on_is_reported(made: Path, q4: Path) -> None:
+    """Heads that the width cannot be divided into, an assertion there."""
+    broken = q4.parent / "broken" / Q4
+    broken.parent.mkdir()
+    assert moe_gguf("edit", q4, "--set", "llama.attention.head_count=int:3", "-o", broken).status == 0
+    found = problems(broken)
+    assert found[-1]["kind"] == "load"
+
+
 def test_an_old_file_of_single_experts_is_compared_as_if_it_were_stacked(made: Path, tmp_path: Path) -> None:
     old = separate_experts(made / "wide-BF16.gguf", tmp_path / "old-BF16.gguf")
     (file,) = verified(old, "--against", made / "Wide", "--no-load", status=0)

@@ -48,6 +48,7 @@ def change(hub: Hub, made: Path, tmp_path: Path) -> Path:
 
 def test_headers_alone_are_fetched_without_a_source(made: Path, hub: Hub) -> None:
     (file,) = verified(REPO, status=0)
+    assert hub.strangers and set(hub.strangers) == {None}
     assert file["path"] == NAME and file["tensors"]["unchecked"] == len(read_gguf(made / NAME).tensors)
     assert hub.served[NAME] == 2**20 < (made / NAME).stat().st_size / 4
 
