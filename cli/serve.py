@@ -16,6 +16,20 @@ from .terminal import TERMINAL, verbosity
 
 @click.command(cls=LlamaCommand)
 @click.argument("model", type=MODEL, required=False)
+@click.option(
+    "--models-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Serve the GGUF files of this folder instead, each loaded when a request names it. Without MODEL and folder "
+    "the catalogue's models are.",
+)
+@click.option(
+    "--models-max", type=click.IntRange(min=1), default=1, show_default=True, help="Models that are loaded at once."
+)
+@click.option(
+    "--sleep-idle-seconds",
+    type=FiniteRange(min=0.1),
+    help="Unload a model that nobody asked for so long.  [default: when room is needed]",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port to listen at; 0 is a free one."
@@ -73,6 +87,9 @@ from .terminal import TERMINAL, verbosity
 @verbosity
 def command(
     model: str | None,
+    models_dir: Path | None,
+    models_max: int,
+    sleep_idle_seconds: float | None,
     host: str,
     port: int,
     api_keys: tuple[str, ...],
@@ -93,6 +110,7 @@ def command(
     from ..serve.guard import access
     from ..serve.scheduler import Limits
     from ..serve.service import ModelOptions
+    from ..serve.shelves import shelf_of
 
     allowed = access(host, api_keys, api_key_file, origins)
     options = ModelOptions(
@@ -103,5 +121,12 @@ def command(
         n_predict=n_predict,
         seconds=timeout,
     )
-    request = server.Request(resolve_gguf(model, catalogue_path()), host, port, allowed, options)
+    if model is not None and models_dir is not None:
+        raise click.UsageError("give MODEL or --models-dir, not both")
+    path = shelf = None
+    if model is not None:
+        path = resolve_gguf(model, catalogue_path())
+    else:
+        shelf = shelf_of(models_dir, catalogue_path(), models_max, sleep_idle_seconds or float("inf"))
+    request = server.Request(path, host, port, allowed, shelf, options)
     server.run(request, TERMINAL, lambda address: click.echo(f"listening on {address}", err=True))

@@ -57,6 +57,7 @@ class Model:
         self.can_rewind = not (api.llama_model_is_recurrent(self.pointer) or api.llama_model_is_hybrid(self.pointer))
         self.pieces: dict[int, bytes] = {}
         self.ends: dict[int, bool] = {}
+        self.end_tokens: tuple[int, ...] | None = None
 
     def _remark(self, text: str) -> None:
         """Keep what llama.cpp only logs though a wish was not granted (llama_mlock of src/llama-mmap.cpp)."""
@@ -160,6 +161,14 @@ def is_end(model: Model, token: int) -> bool:
     if known is None:
         known = model.ends[token] = bool(llama().llama_vocab_is_eog(model.vocab, token))
     return known
+
+
+def end_tokens(model: Model) -> tuple[int, ...]:
+    """Return all tokens that end an answer; the vocabulary is looked through once."""
+    if model.end_tokens is None:
+        api = llama()
+        model.end_tokens = tuple(token for token in range(model.n_vocab) if api.llama_vocab_is_eog(model.vocab, token))
+    return model.end_tokens
 
 
 def special_text(model: Model, key: str) -> str:

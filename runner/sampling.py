@@ -11,7 +11,7 @@ import numpy as np
 from ..formats.errors import EngineError
 from ..formats.llamacpp import c_text, listening, llama
 from .gbnf import check_grammar
-from .model import Model, complaining, first_reason, tokenize
+from .model import Model, complaining, end_tokens, first_reason, tokenize
 
 MIROSTAT_M = 100
 DRAWN = 2**32 - 1  # LLAMA_DEFAULT_SEED, or -1: llama.cpp would draw a seed and not tell it
@@ -143,7 +143,7 @@ def chain_links(model: Model, options: SamplingOptions, seed: int) -> Iterator[A
     api, n_vocab = llama(), model.n_vocab
     bias = dict(options.logit_bias)
     if options.ignore_eos:
-        bias |= {token: -np.inf for token in range(n_vocab) if api.llama_vocab_is_eog(model.vocab, token)}
+        bias |= dict.fromkeys(end_tokens(model), -np.inf)
     bias |= dict.fromkeys(suppressed_tokens(model), -np.inf)
     if bias:
         entries = (api.llama_logit_bias * len(bias))(*[api.llama_logit_bias(*entry) for entry in bias.items()])

@@ -9,7 +9,6 @@ import msgspec
 from msgspec import Meta
 from starlette.responses import Response
 
-from ..formats.errors import MoeGgufError
 from ..runner.templates.message import ToolCall
 from .chat import Prepared, gathered, prepare
 from .errors import TYPES, ApiError, api_error
@@ -52,10 +51,12 @@ async def messages(request: MessagesRequest, service: Service, client: str) -> R
     service.enter(prepared.answers)
 
     def close() -> None:
-        service.cancel(prepared.answers)
+        service.leave(prepared.answers)
 
     if request.stream:
-        return EventStream(events(prepared), close, lambda error: named("error", refused(error, service)))
+        return EventStream(
+            events(prepared), close, lambda error: named("error", refused(api_error(error, service.hidden)))
+        )
     return WholeAnswer(lambda: whole(prepared), close)
 
 
@@ -65,11 +66,10 @@ def counted(request: MessagesRequest, service: Service) -> Json:
     return {"input_tokens": prepared.answers[0].generation.n_prompt}
 
 
-def refused(error: MoeGgufError, service: Service) -> Json:
+def refused(error: ApiError) -> Json:
     """Return an error in Anthropic's form."""
-    refusal = api_error(error, service.hidden)
-    kind = TYPES.get(refusal.status, "api_error")
-    return {"type": "error", "error": {"type": kind, "message": str(refusal)}}
+    kind = TYPES.get(error.status, "api_error")
+    return {"type": "error", "error": {"type": kind, "message": str(error)}}
 
 
 def chat_request(request: MessagesRequest) -> ChatRequest:

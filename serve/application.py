@@ -1,6 +1,6 @@
 """The web application: paths to what answers them, over the models that are loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from anyio.to_thread import run_sync
@@ -19,6 +19,7 @@ from .embeddings import embeddings
 from .errors import ApiError, api_error
 from .event_stream import json_response, refusal
 from .facts import model_entry, model_list, props
+from .models import Models
 from .openapi import description
 from .requests import ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, TokenizeRequest, decode
 from .service import Service
@@ -29,18 +30,18 @@ Record = TypeVar("Record")
 
 
 class Application:
-    """What answers requests, for one model."""
+    """What answers requests, for one model or several."""
 
-    def __init__(self, service: Service, largest_body: int) -> None:
-        """Serve a model; no body may have more bytes than `largest_body`."""
-        self.service = service
+    def __init__(self, models: Models, largest_body: int) -> None:
+        """Serve models; no body may have more bytes than `largest_body`."""
+        self.models = models
         self.largest_body = largest_body
 
     def routes(self) -> list[BaseRoute]:
         """Return the paths of the API."""
         get = (
             *(("/health", self.health), ("/v1/health", self.health), ("/props", self.props), ("/slots", self.slots)),
-            *(("/v1/models", self.models), ("/models", self.models), ("/metrics", self.metrics)),
+            *(("/v1/models", self.listed), ("/models", self.listed), ("/metrics", self.metrics)),
             *(("/v1/models/{name:path}", self.model), ("/openapi.json", self.openapi)),
         )
         post = (
@@ -59,75 +60,91 @@ class Application:
         """Say that the server answers."""
         return json_response({"status": "ok"})
 
-    async def props(self, _: Request) -> Response:
+    async def props(self, request: Request) -> Response:
         """Say what the server and its model are."""
-        return json_response(props(self.service))
+        async with self.models.leased(request.query_params.get("model")) as service:
+            return json_response(props(service))
 
-    async def slots(self, _: Request) -> Response:
+    async def slots(self, request: Request) -> Response:
         """Say what each place is at."""
-        return json_response(slots(self.service))
+        async with self.models.leased(request.query_params.get("model")) as service:
+            return json_response(slots(service))
 
-    async def metrics(self, _: Request) -> Response:
+    async def metrics(self, request: Request) -> Response:
         """Return counters for Prometheus."""
-        return Response(metrics(self.service), media_type="text/plain; version=0.0.4; charset=utf-8")
+        async with self.models.leased(request.query_params.get("model")) as service:
+            return Response(metrics(service), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    async def models(self, _: Request) -> Response:
+    async def listed(self, _: Request) -> Response:
         """List the models."""
-        return json_response(model_list([self.service]))
+        return json_response(model_list(self.models))
 
     async def model(self, request: Request) -> Response:
         """Describe one model."""
         name = request.path_params["name"]
-        if name != self.service.name:
-            raise ApiError(404, f"there is no model {name!r}", "model", "model_not_found")
-        return json_response(model_entry(self.service))
+        if name not in self.models.shelf.paths:
+            raise ApiError(404, f"there is no model {name[:200]!r}", "model", "model_not_found")
+        return json_response(model_entry(self.models, name))
 
     async def chat(self, request: Request) -> Response:
         """Answer messages."""
-        return await chat_completions(await self.wanted(request, ChatRequest), self.service, client_of(request))
+        wanted = await self.wanted(request, ChatRequest)
+        async with self.models.leased(wanted.model) as service:
+            return await chat_completions(wanted, service, client_of(request))
 
     async def completions(self, request: Request) -> Response:
         """Go on with prompts, in OpenAI's form."""
         wanted = await self.wanted(request, CompletionRequest)
-        return await completions(wanted, self.service, client_of(request), as_openai=True)
+        async with self.models.leased(wanted.model) as service:
+            return await completions(wanted, service, client_of(request), as_openai=True)
 
     async def completion(self, request: Request) -> Response:
         """Go on with prompts, in llama.cpp's form."""
         wanted = await self.wanted(request, CompletionRequest)
-        return await completions(wanted, self.service, client_of(request), as_openai=False)
+        async with self.models.leased(wanted.model) as service:
+            return await completions(wanted, service, client_of(request), as_openai=False)
 
     async def embeddings(self, request: Request) -> Response:
         """Return vectors of texts."""
-        return json_response(await embeddings(await self.wanted(request, EmbeddingRequest), self.service))
+        wanted = await self.wanted(request, EmbeddingRequest)
+        async with self.models.leased(wanted.model) as service:
+            return json_response(await embeddings(wanted, service))
 
     async def messages(self, request: Request) -> Response:
         """Answer messages, in Anthropic's form."""
         try:
             wanted = await self.wanted(request, MessagesRequest)
-            return await messages(wanted, self.service, client_of(request))
+            async with self.models.leased(wanted.model) as service:
+                return await messages(wanted, service, client_of(request))
         except MoeGgufError as error:
-            found = api_error(error, self.service.hidden)
-            return json_response(refused(error, self.service), found.status, found.headers)
+            found = api_error(error, self.models.hidden)
+            return json_response(refused(found), found.status, found.headers)
 
     async def count_tokens(self, request: Request) -> Response:
         """Count the tokens of messages."""
-        return json_response(await run_sync(counted, await self.wanted(request, MessagesRequest), self.service))
+        return await self.computed(request, MessagesRequest, counted)
+
+    async def tokenize(self, request: Request) -> Response:
+        """Return tokens of a text."""
+        return await self.computed(request, TokenizeRequest, tokenized)
+
+    async def detokenize(self, request: Request) -> Response:
+        """Return the text of tokens."""
+        return await self.computed(request, DetokenizeRequest, detokenized)
+
+    async def apply_template(self, request: Request) -> Response:
+        """Return the prompt that messages become."""
+        return await self.computed(request, ChatRequest, templated)
+
+    async def computed(self, request: Request, kind: type[Record], compute: Callable[[Any, Service], Any]) -> Response:
+        """Answer by a function of the body and its model, in a thread beside the loop."""
+        wanted: Any = await self.wanted(request, kind)
+        async with self.models.leased(wanted.model) as service:
+            return json_response(await run_sync(compute, wanted, service))
 
     async def openapi(self, _: Request) -> Response:
         """Describe the API."""
         return json_response(description())
-
-    async def tokenize(self, request: Request) -> Response:
-        """Return tokens of a text."""
-        return json_response(await run_sync(tokenized, await self.wanted(request, TokenizeRequest), self.service))
-
-    async def detokenize(self, request: Request) -> Response:
-        """Return the text of tokens."""
-        return json_response(await run_sync(detokenized, await self.wanted(request, DetokenizeRequest), self.service))
-
-    async def apply_template(self, request: Request) -> Response:
-        """Return the prompt that messages become."""
-        return json_response(await run_sync(templated, await self.wanted(request, ChatRequest), self.service))
 
     async def wanted(self, request: Request, kind: type[Record]) -> Record:
         """Return the body of a request as a record. Raises ApiError."""
@@ -145,7 +162,7 @@ class Application:
 
     async def _refused(self, _: Request, error: Exception) -> Response:
         assert isinstance(error, MoeGgufError)
-        return refusal(api_error(error, self.service.hidden))
+        return refusal(api_error(error, self.models.hidden))
 
     async def _http(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

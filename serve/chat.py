@@ -51,7 +51,7 @@ async def chat_completions(request: ChatRequest, service: Service, client: str) 
     service.enter(prepared.answers)
 
     def close() -> None:
-        service.cancel(prepared.answers)
+        service.leave(prepared.answers)
 
     if request.stream:
         return EventStream(chunks(prepared), close, lambda error: data(api_error(error, service.hidden).as_json()))

@@ -49,7 +49,7 @@ async def completions(request: CompletionRequest, service: Service, client: str,
     service.enter(prepared.answers)
 
     def close() -> None:
-        service.cancel(prepared.answers)
+        service.leave(prepared.answers)
 
     if request.stream:
         events = chunks(prepared) if as_openai else llamacpp_chunks(prepared)

@@ -1,6 +1,5 @@
 """What a server says of itself and its models: /props and /v1/models, by llama.cpp's and OpenAI's names."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from gguf.constants import Keys
@@ -9,6 +8,7 @@ from ..models.summary import Summary
 from ..runner.model import special_text
 from ..runner.sampling import SamplingOptions
 from ..runner.templates.wants import wants_of
+from .models import Models
 from .service import Service
 
 Json = dict[str, Any]
@@ -106,26 +106,22 @@ def expert_names(summary: Summary) -> list[str]:
     return names if len(names) == summary.n_expert else []
 
 
-def model_list(services: Sequence[Service]) -> Json:
-    """Return /v1/models: OpenAI's list, with llama.cpp's `meta`, and the list that Ollama's clients read."""
+def model_list(models: Models) -> Json:
+    """Return /v1/models: OpenAI's list with llama.cpp's `meta` and `status`, and Ollama's list."""
+    names = list(models.shelf.paths)
     return {
         "object": "list",
-        "data": [model_entry(service) for service in services],
-        "models": [
-            {
-                "name": service.name,
-                "model": service.name,
-                "type": "model",
-                "capabilities": ["completion"],
-                "details": {"format": "gguf", "quantization_level": service.summary.file_type or ""},
-            }
-            for service in services
-        ],
+        "data": [model_entry(models, name) for name in names],
+        "models": [{"name": name, "model": name, "type": "model", "capabilities": ["completion"]} for name in names],
     }
 
 
-def model_entry(service: Service) -> Json:
-    """Return one model of the list."""
+def model_entry(models: Models, name: str) -> Json:
+    """Return one model of the list; what it is, is known once it is loaded."""
+    service = models.loaded.get(name)
+    entry: Json = {"id": name, "object": "model", "owned_by": "moe-gguf"}
+    if service is None:
+        return entry | {"created": 0, "status": {"value": "unloaded"}}
     model, summary = service.model, service.summary
     meta = {
         "n_vocab": model.n_vocab,
@@ -136,4 +132,4 @@ def model_entry(service: Service) -> Json:
         "size": summary.n_bytes,
         "ftype": summary.file_type or "",
     }
-    return {"id": service.name, "object": "model", "created": service.loaded, "owned_by": "moe-gguf", "meta": meta}
+    return entry | {"created": service.loaded, "status": {"value": "loaded"}, "meta": meta}

@@ -18,8 +18,9 @@ from ..jobs.listener import SILENT, Listener
 from ..runner.interrupt import SIGNALS
 from .application import Application
 from .guard import Access, Guard
+from .models import Models, Shelf
 from .pages import page_routes
-from .service import ModelOptions, opened
+from .service import ModelOptions, Service, opened
 
 # Python looks this often, in seconds, whether another thread wants to run: the engine's must not wait long.
 SWITCH_SECONDS = 0.0005
@@ -27,12 +28,13 @@ SWITCH_SECONDS = 0.0005
 
 @dataclass(frozen=True)
 class Request:
-    """What is served, and to whom."""
+    """What is served, a model or a shelf of them, and to whom."""
 
-    model: Path
+    model: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8080
     access: Access = field(default_factory=Access)
+    shelf: Shelf | None = None
     options: ModelOptions = field(default_factory=ModelOptions)
     largest_body: int = 32 * 1024 * 1024
     stop_seconds: float = 30.0
@@ -46,15 +48,28 @@ def run(request: Request, listener: Listener = SILENT, on_ready: Callable[[str],
     """Load the model and answer until a signal comes; `on_ready` hears the address. Raises MoeGgufError."""
     sockets = bound(request.host, request.port)
     try:
-        service = opened(request.model, request.options, listener=listener)
+        models = shelved(request, listener)
         try:
             sys.setswitchinterval(SWITCH_SECONDS)
-            application = Application(service, request.largest_body).asgi(page_routes())
+            application = Application(models, request.largest_body).asgi(page_routes())
             serve(Guard(application, request.access), sockets, request.stop_seconds, on_ready)
         finally:
-            service.close(request.stop_seconds)
+            models.close(request.stop_seconds)
     finally:
         sockets.close()
+
+
+def shelved(request: Request, listener: Listener) -> Models:
+    """Return the models of a request: its one, loaded now, or a shelf of them. Raises MoeGgufError."""
+
+    def load(name: str, path: Path) -> Service:
+        listener.say(f"loading {name}")
+        return opened(path, request.options, name, listener)
+
+    if request.shelf is not None:
+        return Models(request.shelf, load)
+    assert request.model is not None
+    return Models.single(opened(request.model, request.options, listener=listener))
 
 
 def bound(host: str, port: int) -> socket.socket:

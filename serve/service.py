@@ -4,26 +4,28 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gguf.constants import Keys
 
-from ..formats.errors import MoeGgufError
+from ..formats.errors import EngineError, MoeGgufError
 from ..formats.gguf_file import GgufFile, read_gguf
 from ..jobs.listener import SILENT, Listener
 from ..jobs.loading import DEFAULT_LOAD, LoadRequest, load_model
 from ..models.summary import Summary, summarize_gguf
-from ..runner.engine import Engine
+from ..runner.engine import Engine, Feed
 from ..runner.generation import Generation
-from ..runner.model import Model
+from ..runner.model import Model, end_tokens
 from ..runner.recommended import with_recommended
 from ..runner.routing_tap import RoutingTap
 from ..runner.sampling import Sampler, SamplingOptions
 from ..runner.streaming import TextStream
 from ..runner.templates.chat_format import ChatFormat, TemplateOptions, chat_format
 from ..runner.templates.endings import Endings, stops_of
+from ..runner.templates.message import user
 from ..runner.templates.tool_format import tool_format_of
 from .answer import Answer, Event, Inbox, hand_out
 from .errors import ApiError
@@ -76,9 +78,12 @@ class Service:
         self.sampling = with_recommended(options.sampling, model.file.metadata).sampling
         self.has_router_tap = tap is not None
         self.loaded = int(time.time())
+        self.pins = 0  # who needs it loaded; kept by the event loop
+        self.last_used = time.monotonic()
         self.embedding = threading.Lock()
         self._embedder: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._warm_up()
         self.scheduler = Scheduler(engine, options.limits, self._deliver, tap)
         self.scheduler.start()
 
@@ -87,19 +92,11 @@ class Service:
         """What no client may read of this machine, and what stands for it."""
         return ((str(self.model.path), self.name), (str(self.model.path.parent), ""))
 
-    def submit(self, prompts: Sequence[list[int]], settings: Sequence[Settings], client: str = "") -> list[Answer]:
-        """Begin an answer to each prompt, all of one client and in one inbox; call it in the event loop.
-
-        Raises ApiError and EngineError for prompts and settings that cannot be, QueueFull and Stopped.
-        """
-        answers = self.made(prompts, settings, client)
-        self.enter(answers)
-        return answers
-
     def enter(self, answers: Sequence[Answer]) -> None:
-        """Let answers wait for their turn; call it in the event loop. Raises QueueFull and Stopped."""
+        """Let answers wait for their turn, until `leave`; call both in the event loop. Raises QueueFull and Stopped."""
         self._loop = asyncio.get_running_loop()
         self.scheduler.submit(answers)
+        self.pins += 1
 
     def made(self, prompts: Sequence[list[int]], settings: Sequence[Settings], client: str = "") -> list[Answer]:
         """Return answers that have not begun; any thread may make them."""
@@ -109,8 +106,10 @@ class Service:
             for number, each in enumerate(zip(prompts, settings, strict=True))
         ]
 
-    def cancel(self, answers: Sequence[Answer]) -> None:
-        """Drop those answers that have not ended."""
+    def leave(self, answers: Sequence[Answer]) -> None:
+        """Say that nobody waits for answers that were entered; those that have not ended are dropped."""
+        self.pins -= 1
+        self.last_used = time.monotonic()
         for answer in answers:
             if answer.generation.finish is None and answer.failure is None:
                 self.scheduler.cancel(answer)
@@ -128,6 +127,14 @@ class Service:
         if self._embedder is None:
             self._embedder = make(self.model, self.engine.n_ctx, self.engine.n_threads)
         return self._embedder
+
+    def _warm_up(self) -> None:
+        """Do once what the first request would wait for: pages of weights, the template, the vocabulary's ends."""
+        end_tokens(self.model)
+        with suppress(EngineError):
+            self.chat.render([user("Hello")])
+        self.engine.step([Feed(0, [0])])
+        self.engine.forget(0)
 
     def _deliver(self, items: list[tuple[Answer, Event | None]]) -> None:
         if self._loop is not None and not self._loop.is_closed():

@@ -13,6 +13,7 @@ import uvicorn
 from moe_gguf.jobs.loading import LoadRequest
 from moe_gguf.runner.sampling import SamplingOptions
 from moe_gguf.serve.application import Application
+from moe_gguf.serve.models import Models
 from moe_gguf.serve.scheduler import Limits
 from moe_gguf.serve.server import bound
 from moe_gguf.serve.service import ModelOptions, Service, opened
@@ -28,11 +29,11 @@ def options(**settings: Any) -> ModelOptions:
 
 
 @contextmanager
-def serving(service: Service, largest_body: int = 1_000_000) -> Iterator[str]:
+def serving(models: Models, largest_body: int = 1_000_000) -> Iterator[str]:
     """Serve at a free port of the loopback; give the address."""
     found = bound("127.0.0.1", 0)
     config = uvicorn.Config(
-        Application(service, largest_body).asgi(), log_config=None, access_log=False, lifespan="off",
+        Application(models, largest_body).asgi(), log_config=None, access_log=False, lifespan="off",
         timeout_graceful_shutdown=1,
     )  # fmt: skip
     server = uvicorn.Server(config)
@@ -65,7 +66,7 @@ def service(tiny_path: Path) -> Iterator[Service]:
 @pytest.fixture(scope="session")
 def address(service: Service) -> Iterator[str]:
     """Where it is served."""
-    with serving(service) as found:
+    with serving(Models.single(service)) as found:
         yield found
 
 
