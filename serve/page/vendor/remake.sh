@@ -15,15 +15,25 @@ remake.sh fetches them anew and writes this file. Their licences follow below, i
 END
 : > "$work/licences"
 
+# named NAME VERSION LICENCE WHERE: fetch a package, list it and keep its licence
+named() {
+  (cd "$work" && npm pack --silent "$1@$2" > /dev/null && rm -rf package && tar xzf ./*.tgz && rm ./*.tgz)
+  printf '%-18s %-24s %-9s %s\n' "$4" "$1" "$2" "$3" >> LIBRARIES.txt
+  { printf '\n\n======== %s %s (%s)\n\n' "$1" "$2" "$3"; cat "$(ls "$work"/package/LICENSE* | head -n 1)"; } >> "$work/licences"
+}
+
 # take NAME VERSION LICENCE FILE-IN-PACKAGE NAME-HERE
 take() {
-  (cd "$work" && npm pack --silent "$1@$2" > /dev/null && rm -rf package && tar xzf ./*.tgz && rm ./*.tgz)
+  named "$1" "$2" "$3" "$5"
   sed '/^\/\/# sourceMappingURL=/d' "$work/package/$4" > "$here/$5"
-  printf '%-16s %-24s %-9s %s\n' "$5" "$1" "$2" "$3" >> LIBRARIES.txt
-  { printf '\n\n======== %s %s (%s)\n\n' "$1" "$2" "$3"; cat "$work/package/LICENSE"; } >> "$work/licences"
 }
 
 take markdown-it 15.0.3 MIT dist/browser/markdown-it.esm.min.mjs markdown-it.js
+named linkify-it 6.1.0 MIT '  (inside of it)'
+named mdurl 2.1.0 MIT '  (inside of it)'
+named uc.micro 3.0.0 MIT '  (inside of it)'
+named punycode.js 2.3.1 MIT '  (inside of it)'
+named entities 8.1.0 BSD-2-Clause '  (inside of it)'
 take dompurify 3.4.18 Apache-2.0 dist/purify.min.js dompurify.js  # or MPL-2.0: we take the former
 take @highlightjs/cdn-assets 11.12.0 BSD-3-Clause es/highlight.min.js highlight.js
 take katex 0.19.1 MIT dist/katex.min.js katex.js
