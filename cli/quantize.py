@@ -37,6 +37,13 @@ READ_ONLY = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--moments", type=READ_ONLY, help="Round by these moments (imatrix --moments): errors cancel in the output."
 )
 @click.option(
+    "--rounding",
+    type=click.Choice(["quick", "thorough"]),
+    default="quick",
+    show_default=True,
+    help="With moments: thorough improves rows of more than 2048 columns once more, at a third of the pace.",
+)
+@click.option(
     "--include-weights",
     multiple=True,
     metavar="NAME",
@@ -94,6 +101,7 @@ def command(source: str | None, **options: Any) -> None:
         outfile=options["outfile"],
         imatrix=options["imatrix"],
         moments=options["moments"],
+        rounding=options["rounding"],
         budget=budget,
         include_weights=options["include_weights"],
         exclude_weights=options["exclude_weights"],

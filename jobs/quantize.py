@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from ..formats.errors import PlanError
 from ..formats.gguf_file import same_file
@@ -40,7 +41,8 @@ class Request:
     default; `include_weights` and `exclude_weights` are parts of names of tensors for which the imatrix counts, or does
     not; `known_as` is what the metadata calls the imatrix, None its path; `from_gguf` reads a catalogue's model from
     its full-precision GGUF where there is one; `split_max_size` is bytes a shard, `keep_split` splits as the source is
-    split; `verify` loads each finished file in llama.cpp; `measure` asks for the relative errors per role of tensor.
+    split; `verify` loads each finished file in llama.cpp; `rounding` "thorough" goes through long rows again, too,
+    where there are moments; `measure` asks for the relative errors per role of tensor.
     """
 
     source: str | Path | None
@@ -49,6 +51,7 @@ class Request:
     outfile: str | None = None
     imatrix: Path | None = None
     moments: Path | None = None
+    rounding: Literal["quick", "thorough"] = "quick"
     known_as: str | None = None
     from_gguf: bool = True
     budget: Budget | None = None
@@ -127,6 +130,8 @@ def prepare(request: Request, listener: Listener = SILENT) -> Prepared:
     """Open the source and plan all outputs; reads headers only. Raises MoeGgufError for what cannot be done."""
     if request.keep_split and request.split_max_size:
         raise PlanError("--keep-split and --split-max-size exclude each other")
+    if request.rounding == "thorough" and not request.moments:
+        raise PlanError("--rounding thorough needs to know what goes together in the inputs: add --moments")
     if request.moments and request.imatrix:
         raise PlanError("--moments and --imatrix exclude each other: moments say what an imatrix says, and more")
     with stoppable():
@@ -192,7 +197,8 @@ def run(prepared: Prepared, listener: Listener = SILENT) -> Report:
         if prepared.calibration:
             prepared.calibration.moments.check_finite()
             check_model(prepared.calibration.moments, replace(prepared.source_plan, source=plan.source))
-    encoder = Encoder(prepared.importance, request.measure, prepared.calibration)
+    thorough = request.rounding == "thorough"
+    encoder = Encoder(prepared.importance, request.measure, prepared.calibration, thorough)
     targets = ", ".join(str(output.path) for output in prepared.outputs)
     tokenizer = planned.tokenizer if planned else None
     n_weights = sum(tensor.n_weights for tensor in plan.tensors)
@@ -265,7 +271,7 @@ def _outputs(request: Request, source: SourcePlan, variants: Sequence[Variant], 
 def _label(request: Request) -> str:
     """Return what else than the types makes the bytes: an interrupted run goes on only if it is the same."""
     if request.moments:
-        return str(file_identity(request.moments))
+        return str(file_identity(request.moments)) + (" thorough" if request.rounding == "thorough" else "")
     if not request.imatrix:
         return ""
     label = str(file_identity(request.imatrix))

@@ -39,16 +39,22 @@ class Encoder:
 
     `importance(tensor)` gives float32 [n_expert, row_length] (one row for a matrix without experts) or None.
     `calibration`, where it knows a tensor, takes its place, and rounds so that errors cancel in the output.
+    With `thorough` rows of any length are gone through again.
     With `measure`, `errors` holds per (tensor, type) the sums of squared errors and of squares; `outcomes` holds what
     feedback did.
     """
 
     def __init__(
-        self, importance: Importance | None = None, measure: bool = False, calibration: Calibration | None = None
+        self,
+        importance: Importance | None = None,
+        measure: bool = False,
+        calibration: Calibration | None = None,
+        thorough: bool = False,
     ) -> None:
         self.calibration = calibration
         self.importance = importance or (lambda _: None)
         self.measure = measure
+        self.thorough = thorough
         self.fallen_back: set[GGMLQuantizationType] = set()
         self.errors: dict[tuple[str, GGMLQuantizationType], np.ndarray] = defaultdict(lambda: np.zeros(2))
         self.outcomes: dict[tuple[str, GGMLQuantizationType], Outcome] = {}
@@ -77,7 +83,7 @@ class Encoder:
         if rounder.factor is None:
             return plain
         rows = widen(rows) if rows.dtype == np.float64 else rows
-        encoded, outcome = fed_back(qtype, rows, rounder, plain)
+        encoded, outcome = fed_back(qtype, rows, rounder, plain, self.thorough)
         with self._lock:
             before = self.outcomes.get((tensor.name, qtype), NOTHING)
             self.outcomes[tensor.name, qtype] = before + outcome

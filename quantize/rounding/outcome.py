@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 
 from ..ggml import dequantize
-from . import round_rows
+from . import SWEEPS, round_rows
 from .calibration import Rounder
 
 
@@ -41,15 +41,15 @@ NOTHING = Outcome(0, 0, 0.0, 0.0)
 
 
 def fed_back(
-    qtype: gguf.GGMLQuantizationType, rows: np.ndarray, rounder: Rounder, plain: np.ndarray
+    qtype: gguf.GGMLQuantizationType, rows: np.ndarray, rounder: Rounder, plain: np.ndarray, thorough: bool = False
 ) -> tuple[np.ndarray, Outcome]:
     """Encode rows with error feedback, uint8 [n, row_bytes]; `plain` are the same rows rounded without.
 
     A row keeps plain rounding where its outputs on half of the held-out inputs are then nearer to the exact ones; the
-    other half tells what that was worth.
+    other half tells what that was worth. `thorough` sweeps over the levels of long rows, too.
     """
     assert rounder.factor is not None
-    encoded, kept = round_rows(qtype, rows, rounder.factor)
+    encoded, kept = round_rows(qtype, rows, rounder.factor, SWEEPS if thorough else None)
     if not len(rounder.sample):
         encoded[kept] = plain[kept]
         return encoded, Outcome(len(rows), int(kept.sum()), 0.0, 0.0)

@@ -12,6 +12,7 @@ from moe_gguf.formats.moments import MomentsFile
 from moe_gguf.formats.positional import PositionalFile
 from moe_gguf.jobs import imatrix, quantize
 from moe_gguf.jobs.loading import LoadRequest
+from moe_gguf.quantize import rounding
 from moe_gguf.quantize.choices import MixOptions
 from moe_gguf.quantize.file_types import parse_file_type
 from moe_gguf.quantize.stock_policy import stock
@@ -71,10 +72,17 @@ def moments_of(model: Path, folder: Path) -> Path:
     return out
 
 
-def rounded(model: Path, moments: Path, out: Path, n_threads: int = 1) -> quantize.Report:
-    mixes = (stock(parse_file_type("Q4_0")),)
+def rounded(
+    model: Path, moments: Path | None, out: Path, n_threads: int = 1, thorough: bool = False
+) -> quantize.Report:
     request = quantize.Request(
-        model, mixes, outfile=str(out), moments=moments, options=MixOptions(pure=True), n_threads=n_threads
+        model,
+        (stock(parse_file_type("Q4_0")),),
+        outfile=str(out),
+        moments=moments,
+        rounding="thorough" if thorough else "quick",
+        options=MixOptions(pure=True),
+        n_threads=n_threads,
     )
     return quantize.run(quantize.prepare(request))
 
@@ -85,10 +93,10 @@ def test_every_matrix_but_the_embeddings_is_rounded_with_feedback(change: Change
     moments = moments_of(model, tmp_path)
     n_expert = {entry.n_expert for entry in MomentsFile(moments).info.entries if "ffn" in entry.name}
     assert n_expert == ({1} if change is dense else {N_EXPERT})
-    rounding = rounded(model, moments, tmp_path / "out.gguf").outputs[0].rounding
-    assert rounding and rounding.kind == "calibrated" and rounding.n_tensors == 7 * N_LAYER + 1
-    assert dict(rounding.fallen_back) == {"token_embd.weight": "no moments"}
-    assert rounding.error is not None and rounding.error < 0.9
+    report = rounded(model, moments, tmp_path / "out.gguf").outputs[0].rounding
+    assert report and report.kind == "calibrated" and report.n_tensors == 7 * N_LAYER + 1
+    assert dict(report.fallen_back) == {"token_embd.weight": "no moments"}
+    assert report.error is not None and report.error < 0.9
     metadata = read_gguf(tmp_path / "out.gguf").metadata
     assert metadata["quantize.rounding"] == "calibrated"
 
@@ -113,3 +121,16 @@ def test_threads_and_interruptions_change_no_byte(tmp_path: Path, monkeypatch: p
     assert not (tmp_path / "2.gguf").exists()
     rounded(model, moments, tmp_path / "2.gguf", 2)
     assert len({(tmp_path / f"{n}.gguf").read_bytes() for n in (1, 2, 3)}) == 1
+
+
+def test_long_rows_are_gone_through_again_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = write_tiny(tmp_path / "tiny.gguf")
+    moments = moments_of(model, tmp_path)
+    rounded(model, moments, tmp_path / "short.gguf")
+    monkeypatch.setattr(rounding, "SHORT", 32)
+    rounded(model, moments, tmp_path / "quick.gguf")
+    rounded(model, moments, tmp_path / "thorough.gguf", thorough=True)
+    short, quick, thorough = ((tmp_path / f"{name}.gguf").read_bytes() for name in ("short", "quick", "thorough"))
+    assert short == thorough != quick
+    with pytest.raises(MoeGgufError, match="add --moments"):
+        rounded(model, None, tmp_path / "none.gguf", thorough=True)
