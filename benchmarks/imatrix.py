@@ -9,7 +9,7 @@ processor time of one thread (-t 1) tells more than wall time: threads of OpenMP
 What was learnt, with 4 chunks and one thread (llama-imatrix 19.5 s of processor): ours takes 0.98 times that, and 1.51
 times with moments. The output head is left out, which makes up for Python's start (0.8 s) and the callbacks (0.1 s a
 chunk). What cost most before were threads of scipy's BLAS, which a limit did not reach because the library was loaded
-after it (21 s instead of 5), and tokens that were decoded only to learn which matrices share an input.
+after it (21 s instead of 7), and tokens that were decoded only to learn which matrices share an input.
 """
 
 import sys
