@@ -48,6 +48,9 @@ THERE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="What all is compared with; auto is 16-bit where it fits this machine.",
 )
 @click.option("--against", multiple=True, type=THERE, metavar="FILE", help="Measure another publisher's file too.")
+@click.option(
+    "--eval", "evaluations", multiple=True, type=THERE, metavar="FILE", help="Show what eval --json printed of a file."
+)
 @click.option("--split-max-size", default="45G", show_default=True, metavar="SIZE", help="Split files above this.")
 @click.option("--pre-tokenizer", metavar="NAME", help="For a checkpoint: llama.cpp's name of the pre-tokenizer.")
 @gate_options
@@ -97,6 +100,7 @@ def command(model: str | None, as_json: bool, **options: Any) -> None:
         tensor_types=options["tensor_type"],
         reference=options["reference"],
         against=options["against"],
+        evaluations=options["evaluations"],
         split_max_size=parse_size(options["split_max_size"], "file"),
         gates=gate_request(options),
         pre_tokenizer=options["pre_tokenizer"],

@@ -200,7 +200,7 @@ def run(prepared: Prepared, listener: Listener = SILENT) -> Report:
                 found[key] = {**found[key], **value} if isinstance(found.get(key), dict) else value
     found["model_name"], found["model_source"] = prepared.path.stem, "moe-gguf"
     found["config"] = {**found.get("config", {}), "model": "moe-gguf", "model_args": {"path": str(prepared.path)}}
-    report = Report(prepared.path, _plain(found), _scores(found, prepared))
+    report = Report(prepared.path, _plain(found), scores_of(found, prepared.published))
     _write(report, request)
     return report
 
@@ -239,9 +239,12 @@ def _evaluate(prepared: Prepared, model: Any, n_shot: int | None, tasks: Sequenc
     return dict(found)
 
 
-def _scores(found: Mapping[str, Any], prepared: Prepared) -> tuple[Score, ...]:
-    """Return a score for each task that was named, and for each metric of those that the leaderboard does not know."""
-    published = {one.task: one.value / 100 for one in prepared.published}
+def scores_of(found: Mapping[str, Any], results: "Sequence[Result]" = ()) -> tuple[Score, ...]:
+    """Return a score for each task of the harness's JSON, and for each metric of those that no leaderboard knows.
+
+    `results` are published ones, to be put beside them.
+    """
+    published = {one.task: one.value / 100 for one in results}
     scores = []
     for task, values in found["results"].items():
         if "alias" not in values or (task not in LEADERBOARD and values["alias"].startswith(" ")):

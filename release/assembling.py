@@ -24,7 +24,7 @@ from .manifest import (
     RoutesFacts,
     Speed,
 )
-from .measuring import Measured, fits_of, memory_of, speed_machine
+from .measuring import Measured, evaluations_of, fits_of, memory_of, speed_machine
 from .model_facts import model_facts
 from .ollama import Ollama, ollama_files
 from .programs import versions
@@ -77,6 +77,9 @@ class Pieces:
             against=tuple(self.against(made) for made in self.others),
             machines=tuple(replace(machine) for machine in request.machines),
             routes=self.routes,
+            evaluations=evaluations_of(
+                request.evaluations, [*self.files, *([self.reference] if self.reference else [])]
+            ),
             judgements=JUDGEMENTS if self.measured else (),
             speed=self.speed(),
         )

@@ -2,16 +2,21 @@
 
 The text is a Jinja template (templates/card.md.jinja, or the user's own), which sees the manifest and the filters
 below. A number reaches the page through one of the filters, from the manifest, or not at all.
+
+Long because the filters are the vocabulary of one page.
 """
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ..formats.errors import ReleaseError
 from . import plots
 from .manifest import ExpertFacts, Judgement, Manifest, ReleasedFile
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 TEMPLATE = Path(__file__).parent / "templates" / "card.md.jinja"
 HUB = "https://huggingface.co/"
@@ -109,19 +114,15 @@ def _context(manifest: Manifest, recipe: str) -> dict[str, Any]:
 
 def front_matter(manifest: Manifest) -> str:
     """Return the metadata of the page, as the Hub reads it, in YAML."""
-    from huggingface_hub import EvalResult, ModelCardData
+    from huggingface_hub import ModelCardData
 
     model = manifest.model
     results = [
-        EvalResult(
-            "text-generation",
-            one.task.lower(),
-            one.task,
-            one.metric,
-            one.value,
-            metric_name=f"{one.metric}, {one.n_shot}-shot, as published",
-        )
-        for one in model.published
+        *(_result(one.task, one.metric, one.value, f"{one.n_shot}-shot, as published") for one in model.published),
+        *(
+            _result(one.task, one.metric, round(100 * one.value, 2), f"{one.n_shot}-shot, measured on {one.model}")
+            for one in manifest.evaluations
+        ),
     ]
     tags = dict.fromkeys(
         ("gguf", *(("moe",) if model.n_expert else ()), *(("merge",) if manifest.recipe else ()), *model.tags)
@@ -141,6 +142,13 @@ def front_matter(manifest: Manifest) -> str:
         eval_results=results or None,
     )
     return data.to_yaml(line_break="\n").strip()
+
+
+def _result(task: str, metric: str, value: float, how: str) -> "EvalResult":
+    """Return a result in percent as the Hub's `model-index` has it."""
+    from huggingface_hub import EvalResult
+
+    return EvalResult("text-generation", task.lower(), task, metric, value, metric_name=f"{metric}, {how}")
 
 
 def words_of(manifest: Manifest) -> dict[str, str]:

@@ -100,6 +100,18 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """A result of lm-evaluation-harness on one file (`model` is its name without .gguf), from 0 to 1."""
+
+    model: str
+    task: str
+    n_shot: int
+    metric: str
+    value: float
+    error: float | None = None
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """What the model is. `template` is the kind of its chat template, `prompt` what that makes of a system prompt and a
     question, `system` what it says where none is given; `repo` is where it will be published.
@@ -309,6 +321,7 @@ class Manifest:
     against: tuple[OtherFile, ...] = ()
     machines: tuple[Machine, ...] = ()
     routes: RoutesFacts | None = None
+    evaluations: tuple[Evaluation, ...] = ()
     judgements: tuple[Judgement, ...] = ()
     speed: Speed | None = None
     others: tuple[HashedFile, ...] = ()

@@ -3,17 +3,18 @@
 Each measurement of a file is a step of its own: a file that did not change is not read again.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..formats.errors import EngineError
+from ..formats.errors import EngineError, ReleaseError
 from ..jobs.listener import SILENT, Listener
 from ..jobs.loading import LoadRequest
 from .ledger import Ledger, digest
 from .making import Made, texts_of
-from .manifest import FileSpeed, Fit, Machine, Quality, Room, RoutesFacts, TextRoutes, parsed, plain
+from .manifest import Evaluation, FileSpeed, Fit, Machine, Quality, Room, RoutesFacts, TextRoutes, parsed, plain
 from .programs import versions
 from .request import Request
 
@@ -176,6 +177,24 @@ def quality_of(report: "VariantReport") -> Quality:
 def speed_of(report: "VariantReport") -> FileSpeed:
     """Return the tokens a second of a measured file."""
     return FileSpeed(report.prompt_per_second, report.generated_per_second)
+
+
+def evaluations_of(paths: Sequence[Path], files: Sequence[Made]) -> tuple[Evaluation, ...]:
+    """Return the scores of `eval --json`. Raises ReleaseError for what is none, and for one of another model."""
+    from ..jobs.eval import scores_of
+
+    names = {made.path.name.removesuffix(".gguf") for made in files}
+    found = []
+    for path in paths:
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            model, scores = document["model_name"], scores_of(document)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ReleaseError(f"{path}: not what eval --json prints: {error}") from None
+        if model not in names:
+            raise ReleaseError(f"{path}: is of {model}, which is no file of this release: {', '.join(sorted(names))}")
+        found += [Evaluation(model, one.alias, one.n_shot, one.metric, one.value, one.error) for one in scores]
+    return tuple(found)
 
 
 def memory_of(path: Path, contexts: Sequence[int]) -> tuple[Room, ...]:

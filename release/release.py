@@ -77,9 +77,9 @@ def prepare(request: Request) -> Prepared:
         raise PlanError(f"a type is named twice: {', '.join(request.types)}")
     if request.against and not request.texts:
         raise PlanError("--against needs a held-out text to measure on: give one by -f")
-    for text in (*request.texts, *request.calibration):
-        if not text.path.is_file():
-            raise PlanError(f"{text.path}: no such text")
+    for path in (*(text.path for text in (*request.texts, *request.calibration)), *request.evaluations):
+        if not path.is_file():
+            raise PlanError(f"{path}: no such file")
     _check_texts(request)
     source = resolve_source(request.model, request.catalogue)
     folder = request.output or Path(f"{source.name}-GGUF")

@@ -51,6 +51,7 @@ class Request:
     - rounding: "plain", "imatrix" or "calibrated", by `calibration` texts (none is the text that ships), or by a file
       of an earlier run (`imatrix`, `moments`).
     - reference: what all is compared with: "16-bit", "q8_0", or "auto", the former where it fits this machine's memory.
+    - evaluations: what `eval --json` printed of files of this release.
     - against: other publishers' files of the same model, measured too.
     - speed: False leaves out what a stopwatch finds, and with it the only thing that differs between two runs.
     """
@@ -70,6 +71,7 @@ class Request:
     tensor_types: tuple[str, ...] = ()
     reference: str = "auto"
     against: tuple[Path, ...] = ()
+    evaluations: tuple[Path, ...] = ()
     machines: tuple[Machine, ...] = MACHINES
     contexts: tuple[int, ...] = CONTEXTS
     split_max_size: int = SPLIT_MAX_SIZE

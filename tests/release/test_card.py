@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from moe_gguf.formats.errors import ReleaseError
 from moe_gguf.release import card
 from moe_gguf.release.card import card_text
-from moe_gguf.release.manifest import Manifest, OtherFile, Published, manifest_text, read_manifest
+from moe_gguf.release.manifest import Evaluation, Manifest, OtherFile, Published, manifest_text, read_manifest
 
 DOCS = Path(__file__).parents[2] / "docs"
 MANIFEST = read_manifest(DOCS / "example-release" / "manifest.json")
@@ -78,13 +78,16 @@ def test_the_hub_reads_the_front_matter() -> None:
     model = replace(
         MANIFEST.model, base_models=("a/b", "c/d"), base_model_relation="merge", quantized_by="me", published=results
     )
-    read = ModelCard(card_text(replace(MANIFEST, model=model), RECIPE))
+    measured = (Evaluation("SmolBruce-4x135M-Q8_0", "HellaSwag", 10, "acc_norm", 0.4321, 0.01),)
+    read = ModelCard(card_text(replace(MANIFEST, model=model, evaluations=measured), RECIPE))
     data = read.data.to_dict()
     assert data["base_model"] == ["a/b", "c/d"] and data["base_model_relation"] == "merge"
     assert data["quantized_by"] == "me" and data["license"] == "apache-2.0" and data["language"] == ["en", "de"]
     assert data["library_name"] == "gguf" and {"gguf", "moe", "merge"} <= set(data["tags"])
-    (result,) = getattr(read.data, "eval_results")  # noqa: B009 (the type of card data is not ModelCardData's)
+    assert "| SmolBruce-4x135M-Q8_0 | HellaSwag | 10 | acc_norm | 43.21 % ± 1.00 % |" in read.text
+    result, ours = getattr(read.data, "eval_results")  # noqa: B009 (the type of card data is not ModelCardData's)
     assert result.metric_value == 72.01 and "as published" in result.metric_name
+    assert ours.metric_value == 43.21 and ours.metric_name.endswith("measured on SmolBruce-4x135M-Q8_0")
     assert "not measured for this page" in " ".join(read.text.split())
 
 
