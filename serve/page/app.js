@@ -115,6 +115,7 @@ Object.assign(actions, {
   chooseModel(id) {
     state.modelId = id;
     preference("model", id);
+    toast(`${id} answers from now on; it may have to be loaded first.`);
     connect();
   },
   async wantKey(why) {

@@ -51,15 +51,15 @@ def pytest_terminal_summary(terminalreporter) -> None:
 class Server:
     """`moe-gguf serve` in a process of its own, which can be ended and started again at the same address."""
 
-    def __init__(self, model: Path, *options: str) -> None:
-        self._model, self._options, self._process, self.port = model, options, None, 0
+    def __init__(self, *words: str | Path) -> None:
+        self._words, self._process, self.port = words, None, 0
         self.start()
 
     def start(self) -> None:
         """Start it; at the port it had before, if it ran before."""
         program = "import sys; from moe_gguf.cli import main; main()"
-        words = ("serve", str(self._model), "--port", str(self.port), *self._options)
-        self._process = subprocess.Popen([sys.executable, "-c", program, *words], stderr=subprocess.PIPE, text=True)
+        words = (sys.executable, "-c", program, "serve", *map(str, self._words), "--port", str(self.port))
+        self._process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
         assert self._process.stderr
         told = []
         for line in self._process.stderr:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from playwright.sync_api import expect
 
+from ...runner.tiny_gguf import write_tiny
 from .conftest import Server
 from .screen import Screen
 
@@ -163,3 +164,19 @@ def test_a_server_that_wants_a_key_is_given_one(browser: "Browser", talker_path:
             screen.complaints[:] = [each for each in screen.complaints if "401" not in each]
     finally:
         guarded.stop()
+
+
+def test_one_of_several_models_is_chosen(browser: "Browser", talker_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "One.gguf").symlink_to(talker_path)
+    write_tiny(tmp_path / "Two.gguf", lambda fields, _: fields.update({"general.name": "The second"}))
+    several = Server("--models-dir", tmp_path, "-c", "512", "-t", "1")
+    try:
+        with Screen.opened(browser, several.url) as screen:
+            screen.limit(4)
+            screen.page.get_by_label("Model", exact=True).select_option("Two")
+            expect(screen.find(".welcome h1")).to_have_text("The second")
+            assert screen.ask("hello")["model"] == "Two"
+            screen.page.reload()
+            expect(screen.page.get_by_label("Model", exact=True)).to_have_value("Two")
+    finally:
+        several.stop()
