@@ -192,7 +192,7 @@ def run(prepared: Prepared, listener: Listener = SILENT) -> Report:
     with (
         opened_engine(prepared.path, load, listener) as engine,
         listener.bar(0, "eval", "requests") as bar,
-        going_on("no task was finished, and nothing is written"),
+        going_on("nothing is written"),
     ):
         model = EngineModel(engine, bar.update)
         for n_shot, tasks in prepared.shots.items():

@@ -224,6 +224,6 @@ def test_ctrl_c_ends_it_in_one_line_and_writes_nothing(
 ) -> None:
     output = tmp_path / "results.json"
     monkeypatch.setattr(harness, "score", lambda *_: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(Interrupted, match="interrupted; no task was finished"):
+    with pytest.raises(Interrupted, match="interrupted; nothing is written"):
         job.run(replace(prepared, request=replace(request_, output=output)))
     assert not output.exists()
