@@ -40,7 +40,7 @@ class Blame:
             if name in wrong:
                 for expert, one in wrong[name].items():
                     yield self._wrong(compared, expert, one)
-            elif other_bytes_are_wrong and not compared.is_exact:
+            elif other_bytes_are_wrong and compared.differs:
                 yield _other_bytes(compared)
 
     def _wrong(self, compared: Compared, expert: int, one: Differences) -> Problem:

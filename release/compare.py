@@ -91,6 +91,8 @@ def _compare(making: Making, one: _Pass, source: SourcePlan, listener: Listener)
         listener.warn(f"{qtype.name}: this llama.cpp computes differently from our kernel; its own encoder was used")
     for (report, plan, _), compared in zip(one.files, found, strict=True):
         report.tensors = counts_of(compared, len(plan.tensors))
+        if n_tensors := sum(one.n_by_f16 > 0 for one in compared.values()):
+            report.notes.append(f"{count(n_tensors, 'tensor')} with rows that were F16 before they were quantized")
         report.problems += Blame(source.plan, plan, encoder).problems(compared, not one.explained)
     return sum(map(_n_checked, found)), sum(_n_bytes(plan) for _, plan, _ in one.files)
 

@@ -81,11 +81,17 @@ class Compared:
     lossless: bool
     experts: dict[int, Differences] = field(default_factory=dict)
     n_bytes: int = 0
+    n_by_f16: int = 0
+
+    @property
+    def differs(self) -> bool:
+        """Whether rows differ that nothing explains."""
+        return any(one.n_different for one in self.experts.values())
 
     @property
     def is_exact(self) -> bool:
         """Whether every byte that was looked at is equal."""
-        return not any(one.n_different for one in self.experts.values())
+        return not self.differs and not self.n_by_f16
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ def comparable(plan: Plan, source: Plan) -> dict[str, PlannedTensor]:
 def wrong_in(found: Mapping[str, Compared]) -> dict[str, dict[int, Differences]]:
     """Return of a file's tensors those that are wrong, with the experts; of copied weights any difference is."""
     rounded = [one for one in found.values() if one.experts and not one.lossless]
-    widespread = sum(not one.is_exact for one in rounded) > len(rounded) / 2
+    widespread = sum(one.differs for one in rounded) > len(rounded) / 2
     wrong = {}
     for name, one in found.items():
         experts = {
@@ -191,11 +197,15 @@ def in_threads(work: Callable[[Slab], int], slabs: Sequence[Slab], n_threads: in
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows that differ: their numbers in the tensor, which of them are damaged, and the worst block against ours."""
+    """Rows that differ: their numbers in the tensor, which of them are damaged, and the worst block against ours.
+
+    Those that an F16 file in between explains are counted alone.
+    """
 
     different: np.ndarray
     damaged: np.ndarray
     worst: float
+    n_by_f16: int
 
 
 def _compare_slab(
@@ -220,8 +230,32 @@ def _compare_slab(
             yield compared, slab.start, None, slab.stop
             continue
         at = np.flatnonzero((ours != theirs).any(axis=1))
+        by_f16 = _by_way_of_f16(tensor, slab, rows, theirs, at, compared.qtype, encode)
+        at = at[~by_f16]
         damaged, worst = _judge(_weights(tensor, rows[at]), ours[at], theirs[at], compared.qtype)
-        yield compared, slab.start, _Rows(slab.start + at, slab.start + at[damaged], worst), slab.stop
+        found_here = _Rows(slab.start + at, slab.start + at[damaged], worst, int(by_f16.sum()))
+        yield compared, slab.start, found_here, slab.stop
+
+
+def _by_way_of_f16(
+    tensor: PlannedTensor,
+    slab: Slab,
+    rows: np.ndarray,
+    theirs: np.ndarray,
+    at: np.ndarray,
+    qtype: GGMLQuantizationType,
+    encode: Encode,
+) -> np.ndarray:
+    """Tell which of the rows `at` were made from weights that an F16 file had rounded before: most of 2023 were.
+
+    Only weights below 6e-5 are rounded there, so that few rows differ by it.
+    """
+    if tensor.source_type not in ("BF16", "F32") or qtype in FLOAT_TYPES.values() or 2 * len(at) > len(rows):
+        return np.zeros(len(at), bool)
+    with np.errstate(over="ignore"):
+        halves = widen(rows[at]).astype(np.float16)
+    made = np.ascontiguousarray(encode(tensor, slab.start, halves, qtype)).view(np.uint8).reshape(len(at), -1)
+    return (made == theirs[at]).all(axis=1)
 
 
 def _weights(tensor: PlannedTensor, rows: np.ndarray) -> np.ndarray:
@@ -236,7 +270,7 @@ def _judge(
     size = size if weights.shape[1] % size == 0 else weights.shape[1]
 
     def squares(values: np.ndarray) -> np.ndarray:
-        blocks = values.reshape(len(values), -1, size)
+        blocks = values.reshape(len(values), values.shape[1] // size, size)
         return np.einsum("rbw,rbw->rb", blocks, blocks, dtype=np.float64)
 
     with np.errstate(all="ignore"):
@@ -253,6 +287,7 @@ def _note(compared: Compared, start: int, stop: int, rows: _Rows | None) -> None
     by_row = tensor.name.endswith(ROUTER_SUFFIX)
     block = 1 if by_row else tensor.n_rows // max(tensor.n_expert, 1)
     block_size, type_size = GGML_QUANT_SIZES[compared.qtype]
+    compared.n_by_f16 += rows.n_by_f16 if rows else 0
     compared.n_bytes += (stop - start) * tensor.row_length // block_size * type_size
     for expert in range(start // block, -(-stop // block)):
         one = compared.experts.setdefault(expert, Differences())

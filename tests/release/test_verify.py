@@ -80,6 +80,23 @@ def test_llama_quantizes_own_file_is_bit_exact_too(made: Path, tmp_path: Path) -
     assert file["tensors"]["exact"] == len(read_gguf(theirs).tensors)
 
 
+def test_a_file_that_was_f16_before_is_no_damaged_one(tmp_path: Path) -> None:
+    """Small weights lose digits in F16, which a few rows show."""
+    small = replace(WIDE, awkward_values=True)
+    write_checkpoint(tmp_path / "Small", small)
+    assert convert(tmp_path / "Small", tmp_path / "small-F16.gguf", "--outtype", "f16").status == 0
+    target = tmp_path / "small-Q4_K_M.gguf"
+    assert moe_gguf("quantize", tmp_path / "small-F16.gguf", "--type", "Q4_K_M", "-o", target, "-q").status == 0
+    (file,) = verified(target, "--against", tmp_path / "Small", "--no-load", status=0)
+    assert file["tensors"]["same_type"] > 5 and file["tensors"]["wrong"] == 0
+    told = moe_gguf("verify", target, "--against", tmp_path / "Small", "--no-load")
+    assert "with rows that were F16 before they were quantized" in told.stderr
+    found, _ = whole(target, "blk.1.ffn_up_exps.weight")
+    flip(target, found.offset + 5, 4)
+    (problem,) = problems(target, "--against", tmp_path / "Small", "--no-load")
+    assert problem["kind"] == "wrong" and problem["expert"] == 0
+
+
 @pytest.mark.parametrize("bit", [0, 7])
 @pytest.mark.parametrize("tensor", ["blk.1.ffn_down_exps.weight", "blk.2.attn_q.weight", "output.weight"])
 def test_a_flipped_bit_of_a_weight_is_found_to_the_byte(made: Path, q4: Path, tensor: str, bit: int) -> None:
@@ -204,10 +221,10 @@ def test_a_folder_is_held_against_its_checksums(made: Path, q4: Path) -> None:
 
 def test_an_imatrix_that_a_file_names_explains_other_bytes(made: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
-    text.write_text("One and two and three. " * 200)
+    text.write_text("One and two and three. " * 60)
     matrix, target = tmp_path / "wide-imatrix.gguf", tmp_path / "elsewhere" / Q4
     target.parent.mkdir()
-    made_it = moe_gguf("imatrix", made / "wide-BF16.gguf", "-f", text, "-o", matrix, "-c", "64", "-q")
+    made_it = moe_gguf("imatrix", made / "wide-BF16.gguf", "-f", text, "-o", matrix, "-c", "64", "-t", "1", "-q")
     assert made_it.status == 0, made_it.stderr
     done = moe_gguf("quantize", made / "Wide", "--type", "Q4_K_M", "--imatrix", matrix, "-o", target, "-q")
     assert done.status == 0, done.stderr
