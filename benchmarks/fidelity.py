@@ -18,8 +18,10 @@ What was learnt:
 - Scales are best searched with what a column's error costs once later columns make up for it, R_jj^2 of the factor,
   in place of the diagonal of H times ggml's sqrt(mean square + x^2): errors on held-out inputs fell from 0.301 to 0.271
   of plain rounding's (4 matrices, Q4_0). Of the two changes the second brings more.
-- Trying scales around the found one with feedback inside the block improves what is calibrated on, not what is held
-  out. Neither do three times the shrinkage, a third of it, or damping from 0.003 to 0.1 instead of 0.01.
+- Trying scales around the found one with feedback inside the block improves what is calibrated on (0.2375 to 0.2326),
+  not what is held out (0.271 to 0.274).
+- Shrinkage of 0.3 instead of 1 lowers errors on A from 0.270 to 0.266 of plain rounding's (16 matrices, 6,144 tokens;
+  an imatrix leaves 0.70). 0.1, 3, and damping of 0.003 do worse; damping of 0.03 instead of 0.01 does as well.
 """
 
 import argparse
@@ -192,9 +194,8 @@ class Bench:
         moments, out = self.folder / "cost.moments", self.folder / "cost"
         matrix = self.folder / "cost.imatrix.gguf"
         size = ("--chunks", self.calibrating, "-t", self.threads)
-        first = run(
-            moe_gguf("imatrix", model, "-f", text, "-o", matrix, "--moments", moments, *size, "-f"), self.folder
-        )
+        command = ("imatrix", model, "-f", text, "-o", matrix, "--moments", moments, *size, "--force")
+        first = run(moe_gguf(*command), self.folder)
         types = [word for name in COST_TYPES for word in ("--type", name)]
         options = ("--moments", moments, "-t", self.threads, "--force", "-o", f"{out}/")
         second = run(moe_gguf("quantize", source, *types, *options), self.folder)
@@ -221,10 +222,10 @@ def show(bench: Bench, case: Case) -> list[str]:
         for how in HOWS:
             score = scores[how, kind] = bench.score(case, how, kind)
             size = bench.quantized(case, how).stat().st_size / 1e6
-            of = " ".join(f"{score.kld / scores[other, kind].kld:.3f}x" for other in HOWS if (other, kind) in scores)
+            others = [f"{score.kld / scores[other, kind].kld:.3f}x of {other}" for other in HOWS[: HOWS.index(how)]]
             print(
                 f"{case.model:<7} {case.name:<9} {how:<8} {size:7.1f} MB  {kind}: KLD {score.kld:.4f}, "
-                f"99 % {score.worst:.3f}, same top {score.same_top:.1f} %  of {'/'.join(HOWS)[:30]}: {of}",
+                f"99 % {score.worst:.3f}, same top {score.same_top:.1f} %  {', '.join(others)}",
                 flush=True,
             )
         ours = scores["moments", kind].kld

@@ -16,7 +16,7 @@ from ...formats.moments import Moment
 from .cholesky import factorize, pack_coefficients
 
 DAMPING = 0.01
-SHRINKAGE = 1
+SHRINKAGE = 0.3
 
 
 @dataclass(frozen=True)
