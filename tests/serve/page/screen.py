@@ -90,8 +90,9 @@ class Screen:
         text = json.dumps({"messages": listed}).encode()
         self.give_file("Import", {"name": "chat.json", "mimeType": "application/json", "buffer": text})
         n_answers = sum(role == "assistant" for role, _ in messages)
-        shown = "n => document.querySelectorAll('article.answer .said .block:first-child').length === n"
-        self.page.wait_for_function(shown, arg=n_answers)
+        shown = """([first, n]) => document.querySelector(".bubble")?.textContent === first
+          && document.querySelectorAll("article.answer .said .block:first-child").length === n"""
+        self.page.wait_for_function(shown, arg=[messages[0][1], n_answers])
 
     def export(self, path: Path) -> dict[str, Any]:
         """Export all conversations and return the file's content."""
