@@ -1,7 +1,7 @@
 """The server against llama-server, both on one machine and in one run; its answers under load against single runs.
 
-`python -m benchmarks.serve MODEL.gguf LLAMA_SERVER [--rounds 5] [--seconds 120] [--threads N]`: both servers have 8
-places and one cache of 16,384 tokens. They are asked in turns: one client, eight clients, a prompt of 4,000 tokens
+`python -m benchmarks.serve MODEL.gguf LLAMA_SERVER [--rounds 5] [--seconds 120] [--threads N] [OPTION ...]`: both
+have 8 places and one cache of 16,384 tokens. They are asked in turns: one client, eight clients, 4,000 tokens
 while four answers stream. Then ours alone: one system prompt 20 times, and 32 clients, some leaving at random.
 
 Learnt: what a token costs beside llama.cpp's own work is Python's way from the sampler to the socket, and on two cores
@@ -227,13 +227,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("ours", nargs="*", help="more options of moe-gguf serve, behind --")
-    given = parser.parse_args()
+    given, more = parser.parse_known_args()
     common = ["-t", str(given.threads), "-c", "16384", "-np", "8"]
     ours = [sys.executable, "-c", "from moe_gguf.cli import main; main()", "serve", given.model, "--port", "0"]
     theirs = [given.llama_server, "-m", given.model, "--port", "18090", "--kv-unified"]
     with ExitStack() as stack:
-        our_port, pid = stack.enter_context(serving([*ours, *common, *given.ours], r"listening on http://.*:(\d+)"))
+        our_port, pid = stack.enter_context(serving([*ours, *common, *more], r"listening on http://.*:(\d+)"))
         if given.rounds:
             port, _ = stack.enter_context(serving([*theirs, *common], r"listening on http://127\.0\.0\.1:(\d+)"))
             asyncio.run(compare((our_port, port), given.rounds))

@@ -62,7 +62,9 @@ class Answer:
     """A prompt that waits, is read, or is being answered.
 
     The thread that computes owns `generation`, `sequence`, `times` and `waits_for` (the sequence that reads the same
-    beginning, and how much of it). `cancelled` and `failure` are written once; `inbox` belongs to the client's loop.
+    beginning, and how much of it). `is_exact`: the prompt is read in units that do not depend on what else is asked, so
+    that the same seed gives the same answer. `cancelled` and `failure` are written once; `inbox` belongs to the
+    client's loop.
     """
 
     prompt: list[int]
@@ -72,6 +74,7 @@ class Answer:
     client: str = ""
     only_expert: int | None = None
     asks_experts: bool = False
+    is_exact: bool = False
     deadline: float = float("inf")
     sequence: int | None = None
     waits_for: tuple[int, int] | None = None
@@ -83,6 +86,12 @@ class Answer:
     def whole(self) -> list[int]:
         """The prompt and the answer so far: what the sequence holds, and what is pending."""
         return self.prompt + self.generation.tokens
+
+    @property
+    def reads_units(self) -> bool:
+        """Whether a unit of the prompt is to be read next, in a batch of its own."""
+        n_read = len(self.prompt) + len(self.generation.tokens) - len(self.generation.pending)
+        return self.is_exact and len(self.generation.pending) > 1 and n_read < len(self.prompt)
 
     @property
     def is_reading(self) -> bool:

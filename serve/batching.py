@@ -11,6 +11,7 @@ from .answer import Answer
 # How long a step may take that reads prompts while answers stream, in seconds.
 LONGEST_STEP = 0.2
 LEAST_STRETCH = 16
+UNIT = 64  # tokens that are read at once of a prompt whose answer must not depend on what else is asked
 FIRST_GUESS = 200.0  # prompt tokens a second, before they were measured
 
 
@@ -43,10 +44,10 @@ def stretches_of(answers: Sequence[Answer], pace: Pace, n_ubatch: int) -> list[S
     Answers go on first. Prompts share the rest: the one that came first gets at least half, so that short ones
     cannot hold it off for ever, and then those with the least left.
     """
-    chosen = [stretch(answer, 1) for answer in answers if len(answer.generation.pending) == 1]
+    chosen = [stretch(answer, 1) for answer in answers if not answer.is_reading or answer.is_exact]
     if len(chosen) == len(answers):
         return chosen
-    reading = [answer for answer in answers if len(answer.generation.pending) > 1]
+    reading = [answer for answer in answers if answer.is_reading and not answer.is_exact]
     room = max(1, (pace.stretch(n_ubatch) if chosen else n_ubatch) - len(chosen))
     first, *others = reading
     rest = sum(len(each.generation.pending) for each in others)
@@ -57,6 +58,16 @@ def stretches_of(answers: Sequence[Answer], pace: Pace, n_ubatch: int) -> list[S
             chosen.append(stretch(answer, n_tokens))
             room -= n_tokens
     return chosen
+
+
+def unit_of(answer: Answer, n_ubatch: int) -> list[Stretch]:
+    """Return the next unit of a prompt, or what is left of it, as a batch.
+
+    llama.cpp computes a token alone to the same bits whatever its neighbours are, but not a stretch of a prompt: its
+    flash attention takes the rows of a batch in tiles. What was answered before is read token by token, as it was made.
+    """
+    n_left = len(answer.generation.pending) - len(answer.generation.tokens)
+    return [stretch(answer, min(UNIT, n_ubatch, n_left))]
 
 
 def stretch(answer: Answer, n_tokens: int) -> Stretch:

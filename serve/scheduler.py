@@ -15,7 +15,7 @@ from ..runner.engine import Cancelled, ContextFull, Engine
 from ..runner.generation import Piece, take
 from ..runner.routing_tap import RoutingTap
 from .answer import Answer, Event
-from .batching import Pace, Stretch, listens, stretches_of
+from .batching import Pace, Stretch, listens, stretches_of, unit_of
 from .counters import Counters
 from .sequences import Sequences
 from .waiting import Waiting
@@ -173,10 +173,17 @@ class Scheduler:
             future.set_exception(stopped)
 
     def _step(self) -> None:
+        """Decode a batch of all that goes on together, and one of what is read alone."""
+        ready, n_ubatch = self._ready(), self.engine.n_ubatch
+        alone = next((answer for answer in ready if answer.reads_units), None)
+        together = [answer for answer in ready if not answer.reads_units]
+        if together:
+            self._decode(stretches_of(together, self._pace, n_ubatch))
+        if alone is not None and alone.sequence is not None:
+            self._decode(unit_of(alone, n_ubatch))
+
+    def _decode(self, stretches: Sequence[Stretch]) -> None:
         """Decode one batch and book what comes of it."""
-        stretches = stretches_of(self._ready(), self._pace, self.engine.n_ubatch)
-        if not stretches:
-            return
         started = time.perf_counter()
         parts = [stretch.part for stretch in stretches]
         hears = listens(self._tap, stretches)
@@ -212,6 +219,7 @@ class Scheduler:
     def _book(self, stretch: Stretch, row: int) -> None:
         answer, part = stretch
         generation = answer.generation
+        self.sequences.was_read(answer, len(part.tokens))
         if part.sampler is None:
             generation.pending = generation.pending[len(part.tokens) :]
             return

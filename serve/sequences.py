@@ -6,6 +6,7 @@ another prompt that begins in the same way copies the beginning, which the cache
 
 from ..runner.engine import Engine, shared_prefix
 from .answer import Answer
+from .batching import UNIT
 
 # A beginning that another answer is just reading is waited for when it is this many tokens longer than what is there.
 WORTH_WAITING = 32
@@ -20,6 +21,7 @@ class Sequences:
         self.n_active = n_active
         self.owners: list[Answer | None] = [None] * len(engine.cached)
         self._routes: list[int | None] = [None] * len(engine.cached)
+        self._units = [0] * len(engine.cached)  # tokens at the beginning that were read in units
         self._used = [0] * len(engine.cached)
         self._tick = 0
 
@@ -37,13 +39,13 @@ class Sequences:
         """Give an answer a sequence, with as much of its prompt as any sequence holds already."""
         numbers, wanted = range(len(self.owners)), answer.whole[:-1]
         alike = [number for number in numbers if self._routes[number] == answer.only_expert]
-        held = {number: shared_prefix(self.engine.cached[number], wanted) for number in alike}
+        held = {number: self._usable(answer, number, wanted) for number in alike}
         source = max(alike, key=lambda number: (held[number], self.owners[number] is None), default=None)
         n_shared = held[source] if source is not None else 0
         reading = {
-            number: shared_prefix(owner.prompt, wanted)
+            number: whole_units(answer, shared_prefix(owner.prompt, wanted))
             for number in alike
-            if (owner := self.owners[number]) is not None and owner.is_reading
+            if (owner := self.owners[number]) is not None and owner.is_reading and owner.is_exact >= answer.is_exact
         }
         awaited = max(reading, key=lambda number: reading[number], default=None)
         if awaited is not None and reading[awaited] >= n_shared + WORTH_WAITING:
@@ -62,13 +64,14 @@ class Sequences:
         if answer.waits_for is None or answer.sequence is None:
             return
         source, n_wanted = answer.waits_for
-        owner, n_held = self.owners[source], len(self.engine.cached[source])
+        owner = self.owners[source]
+        n_held = self._units[source] if answer.is_exact else len(self.engine.cached[source])
         wanted = answer.whole[:-1]
         still_alike = owner is not None and shared_prefix(owner.prompt, wanted) >= n_wanted
         if n_held < n_wanted and still_alike:
             return
         answer.waits_for = None
-        n_shared = shared_prefix(self.engine.cached[source], wanted)
+        n_shared = self._usable(answer, source, wanted)
         if n_shared > len(self.engine.cached[answer.sequence]) and self._routes[source] == answer.only_expert:
             self._inherit(source, answer.sequence, n_shared)
             self._begin(answer)
@@ -86,21 +89,40 @@ class Sequences:
         idle = [n for n, owner in enumerate(self.owners) if owner is None and self.engine.cached[n]]
         if not idle:
             return False
-        self.engine.forget(min(idle, key=lambda number: self._used[number]))
+        self.forget(min(idle, key=lambda number: self._used[number]))
         return True
+
+    def was_read(self, answer: Answer, n_tokens: int) -> None:
+        """Note that an answer's sequence has n_tokens more."""
+        number = answer.sequence
+        if answer.is_exact and number is not None and n_tokens == UNIT:
+            start = len(self.engine.cached[number]) - n_tokens
+            self._units[number] += UNIT if self._units[number] == start else 0
+
+    def cleared(self) -> None:
+        """Note that the cache was emptied."""
+        self._units = [0] * len(self._units)
 
     def forget(self, number: int | None) -> None:
         """Empty a sequence that belongs to nobody."""
         if number is not None and self.owners[number] is None:
             self.engine.forget(number)
+            self._units[number] = 0
+
+    def _usable(self, answer: Answer, number: int, wanted: list[int]) -> int:
+        """Return how much of what a sequence holds an answer may take over."""
+        n_shared = shared_prefix(self.engine.cached[number], wanted)
+        return whole_units(answer, min(n_shared, self._units[number]) if answer.is_exact else n_shared)
 
     def _worth(self, number: int) -> tuple[bool, int]:
         return bool(self.engine.cached[number]), self._used[number]
 
     def _inherit(self, source: int | None, target: int, n_shared: int) -> None:
         self.engine.forget(target)
+        self._units[target] = 0
         if source is not None and n_shared:
             self.engine.copy(source, [target])
+            self._units[target] = self._units[source]
 
     def _begin(self, answer: Answer) -> None:
         """Keep of the sequence what the prompt begins with; the rest of the prompt is left to read."""
@@ -108,7 +130,14 @@ class Sequences:
         generation = answer.generation
         generation.sequence = answer.sequence
         whole = answer.whole
-        n_reused = self.engine.reuse(answer.sequence, whole)
+        n_usable = self._usable(answer, answer.sequence, whole[:-1])
+        n_reused = self.engine.reuse(answer.sequence, whole[: n_usable + 1] if answer.is_exact else whole)
+        self._units[answer.sequence] = min(self._units[answer.sequence], n_reused) // UNIT * UNIT
         generation.pending = whole[n_reused:]
         if not generation.tokens:
             generation.n_reused = n_reused
+
+
+def whole_units(answer: Answer, n_tokens: int) -> int:
+    """Return how many of n_tokens are whole units, for an answer that only takes over these."""
+    return n_tokens // UNIT * UNIT if answer.is_exact else n_tokens

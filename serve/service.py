@@ -163,7 +163,17 @@ class Service:
         )
         seconds = self.options.seconds if settings.seconds is None else min(settings.seconds, self.options.seconds)
         deadline = time.perf_counter() + seconds
-        return Answer(prompt, generation, inbox, index, client, settings.only_expert, settings.asks_experts, deadline)
+        return Answer(
+            prompt,
+            generation,
+            inbox,
+            index,
+            client,
+            settings.only_expert,
+            settings.asks_experts,
+            is_exact=sampling.seed is not None,
+            deadline=deadline,
+        )
 
     def _check(self, prompt: list[int], settings: Settings) -> None:
         n_ctx, n_vocab, n_expert = self.engine.n_ctx, self.model.n_vocab, self.summary.n_expert

@@ -85,8 +85,16 @@ def tiny_tensors(seed: int = 0) -> Tensors:
     }
 
 
-def write_tiny(path: Path, change: Callable[[Fields, Tensors], None] | None = None, seed: int = 0) -> Path:
-    """Write a tiny model; `change` may alter fields and tensors in place before they are written."""
+def write_tiny(
+    path: Path,
+    change: Callable[[Fields, Tensors], None] | None = None,
+    seed: int = 0,
+    qtype: gguf.GGMLQuantizationType | None = None,
+) -> Path:
+    """Write a tiny model; `change` may alter fields and tensors in place before they are written.
+
+    With `qtype` all matrices but the routers are of that type.
+    """
     fields, tensors = tiny_fields(), tiny_tensors(seed)
     if change:
         change(fields, tensors)
@@ -94,7 +102,10 @@ def write_tiny(path: Path, change: Callable[[Fields, Tensors], None] | None = No
     for key, value in fields.items():
         add_field(writer, key, value)
     for name, array in tensors.items():
-        writer.add_tensor(name, array)
+        if qtype is not None and array.ndim > 1 and "ffn_gate_inp" not in name:
+            writer.add_tensor(name, gguf.quants.quantize(array, qtype), raw_dtype=qtype)
+        else:
+            writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

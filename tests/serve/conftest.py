@@ -11,7 +11,6 @@ import httpx
 import pytest
 import uvicorn
 from moe_gguf.jobs.loading import LoadRequest
-from moe_gguf.runner.sampling import SamplingOptions
 from moe_gguf.serve.application import Application
 from moe_gguf.serve.models import Models
 from moe_gguf.serve.scheduler import Limits
@@ -25,7 +24,7 @@ LOAD = LoadRequest(n_ctx=2048, n_batch=64, n_ubatch=64, n_threads=1, n_gpu_layer
 def options(**settings: Any) -> ModelOptions:
     """Return how the tests' model is served."""
     limits = settings.pop("limits", Limits(4, 16))
-    return ModelOptions(LOAD, SamplingOptions(seed=1), limits=limits, n_predict=16, **settings)
+    return ModelOptions(LOAD, limits=limits, n_predict=16, **settings)
 
 
 @contextmanager

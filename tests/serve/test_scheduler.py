@@ -3,8 +3,10 @@
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
+from gguf import GGMLQuantizationType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moe_gguf.formats.errors import EngineError
@@ -19,6 +21,7 @@ from moe_gguf.serve.scheduler import Limits, Scheduler, Stopped
 from moe_gguf.serve.waiting import QueueFull, Waiting
 
 from ..loaded_models import ONE_THREAD
+from ..runner.tiny_gguf import write_tiny
 
 OPTIONS = replace(ONE_THREAD, n_ctx=1024, n_ubatch=32, n_seq_max=8)
 
@@ -90,6 +93,35 @@ def test_answers_under_load_equal_those_made_alone(tiny: Model, scheduler: Sched
     for number, answer in enumerate(answers):
         assert heard.tokens(answer) == alone(tiny, answer.prompt, 20 + number, number)
     assert scheduler.counters.n_busy > scheduler.counters.n_decode
+
+
+def test_exact_answers_do_not_depend_on_what_else_is_asked(tmp_path: Path, heard: Heard) -> None:
+    options = replace(OPTIONS, n_ubatch=128, n_ctx=4096, flash_attn="on", repack=None, kv_unified=False)
+    path = write_tiny(tmp_path / "q8.gguf", qtype=GGMLQuantizationType.Q8_0)
+
+    def exact(number: int) -> Answer:
+        system = prompt_of(150)
+        found = answer_of(model, [*system, *prompt_of(5 + 31 * number, number)], 30, number)
+        found.is_exact = True
+        return found
+
+    with Model(path, options) as model, Engine(model, options) as engine:
+        scheduler = Scheduler(engine, Limits(6, 64), heard.deliver)
+        scheduler.start()
+        single = [exact(number) for number in range(8)]
+        for number, answer in enumerate(single):
+            scheduler.submit([answer])
+            heard.wait(number + 1)
+            scheduler.call(engine.clear).result()
+            scheduler.sequences.cleared()
+        crowd = [exact(number) for number in (*range(8), *range(8))]
+        others = [answer_of(model, prompt_of(40 + 9 * number), 40, number) for number in range(8)]
+        scheduler.submit([answer for pair in zip(crowd, others, strict=False) for answer in pair] + crowd[8:])
+        heard.wait(8 + 24)
+        scheduler.stop(0)
+        for number, answer in enumerate(crowd):
+            assert heard.tokens(answer) == heard.tokens(single[number % 8])
+        assert any(answer.generation.n_reused for answer in crowd)
 
 
 def test_a_beginning_that_prompts_share_is_read_once(tiny: Model, scheduler: Scheduler, heard: Heard) -> None:
