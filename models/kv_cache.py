@@ -10,6 +10,7 @@ from typing import Any
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, Keys
 
 CONTEXT_STEP = 256
+MOST_LAYERS = 512  # LLAMA_MAX_LAYERS; a damaged header states four thousand million
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ def rounded_context(n_ctx: int) -> int:
 
 def cache_rows(hyper: Callable[[str], Any]) -> CacheRows:
     """Return the rows of a model whose hyper-parameters `hyper` looks up by `gguf.Keys`; what is no number is 0."""
-    n_layer, n_embd = whole(hyper(Keys.LLM.BLOCK_COUNT)), whole(hyper(Keys.LLM.EMBEDDING_LENGTH))
+    n_layer = min(whole(hyper(Keys.LLM.BLOCK_COUNT)), MOST_LAYERS)
+    n_embd = whole(hyper(Keys.LLM.EMBEDDING_LENGTH))
     n_head = whole(hyper(Keys.Attention.HEAD_COUNT))
     stated = hyper(Keys.Attention.HEAD_COUNT_KV)
     heads = (

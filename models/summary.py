@@ -13,7 +13,7 @@ from gguf.constants import GGMLQuantizationType, Keys, LlamaFileType
 
 from ..formats.gguf_file import GgufFile, tensor_bytes
 from ..writer.plan import Plan
-from .kv_cache import cache_rows, whole
+from .kv_cache import MOST_LAYERS, cache_rows, whole
 from .template_language import is_go_template
 from .tensor_roles import Part, part_of
 
@@ -175,6 +175,8 @@ class Summary:
         whose cache is of another kind (recurrent, latent attention) or when the headers do not say.
         """
         if not self.number(Keys.Attention.HEAD_COUNT) or self.hyper(Keys.Attention.KV_LORA_RANK):
+            return None
+        if self.n_layer > MOST_LAYERS:
             return None
         return sum(cache_rows(self.hyper).layer_bytes(n_ctx, qtype, qtype))
 

@@ -15,9 +15,10 @@ from ..formats.errors import GgufError
 from ..formats.gguf_file import GgufFile, read_gguf
 from ..models.gguf_kind import demand_model
 from ..models.graphs import PLAIN
+from ..models.kv_cache import MOST_LAYERS
 
 # LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS in src/llama-hparams.h
-MOST_LAYERS, MOST_EXPERTS = 512, 1024
+MOST_EXPERTS = 1024
 ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 # Experts of each token id, which are numbers (src/models/deepseek4.cpp)
 TABLES = ("ffn_gate_tid2eid.weight",)

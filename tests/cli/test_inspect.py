@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,15 @@ def test_a_recipe_of_local_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "gguf" / "pair").mkdir(parents=True)
     written(tmp_path / "gguf" / "pair" / "pair-BF16.gguf", SMALL)
     assert report_of("pair")["path"] == str(Path("gguf/pair/pair-BF16.gguf"))
+
+
+def test_a_header_with_four_thousand_million_layers_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "odd.gguf"
+    write_header_only(path, fields(SMALL) | {"llama.block_count": field_of(2**32 - 1)}, entries(SMALL))
+    tracemalloc.start()
+    outcome = moe_gguf("inspect", path, "--json")
+    assert outcome.status == 0 and tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
 
 
 ODD_VALUES = st.one_of(
