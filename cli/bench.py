@@ -10,7 +10,7 @@ from ..jobs.loading import LoadRequest
 from .llama_words import LlamaCommand
 from .loading import OPTIONS, load_request
 from .models import MODEL, catalogue_path
-from .terminal import TERMINAL, emit_json, verbosity
+from .terminal import TERMINAL, echo, emit_json, verbosity
 
 if TYPE_CHECKING:
     from ..jobs.bench import Row
@@ -115,7 +115,7 @@ def command(
     if as_json or output == "json":
         emit_json(report.as_json())
     else:
-        click.echo(markdown(list(report.rows)))
+        echo(markdown(list(report.rows)))
 
 
 def combinations(values: dict[str, Any]) -> tuple[LoadRequest, ...]:

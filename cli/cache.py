@@ -6,7 +6,7 @@ import click
 
 from ..formats.words import count
 from .tables import table
-from .terminal import emit_json, format_bytes, verbosity
+from .terminal import echo, emit_json, format_bytes, verbosity
 
 
 @click.command()
@@ -35,7 +35,7 @@ def command(action: str, as_json: bool) -> None:
             )
             for entry in report.entries
         ]
-        click.echo(table(("file", "size", "last used"), rows, right={1}) + "\n")
+        echo(table(("file", "size", "last used"), rows, right={1}) + "\n")
     held = f"{format_bytes(report.n_bytes)} in {count(len(report.entries), 'file')}"
     limit = f", at most {format_bytes(report.limit)} are kept" if action == "list" else " removed"
-    click.echo(f"{report.folder}: {held}{limit}")
+    echo(f"{report.folder}: {held}{limit}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from .terminal import TERMINAL, say, verbosity
+from .terminal import TERMINAL, echo, say, verbosity
 
 
 @click.command()
@@ -59,4 +59,4 @@ def show_routing(path: Path) -> None:
     shares = routing_shares(path)
     click.secho("\nWhere the routers send them, over all layers:", bold=True)
     for name, row in shares.items():
-        click.echo(f"  {name}: {', '.join(f'{expert} {share:.0%}' for expert, share in row.items())}")
+        echo(f"  {name}: {', '.join(f'{expert} {share:.0%}' for expert, share in row.items())}")

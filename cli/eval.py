@@ -9,7 +9,7 @@ from ..formats.errors import EngineError
 from .loading import load_request, loading_options
 from .models import MODEL, catalogue_path
 from .tables import table
-from .terminal import TERMINAL, emit_json, verbosity
+from .terminal import TERMINAL, echo, emit_json, verbosity
 
 if TYPE_CHECKING:
     from ..jobs.eval import Report
@@ -77,4 +77,4 @@ def show(report: "Report") -> None:
         if has_published:
             row.append("" if score.published is None else f"{100 * score.published:.2f}")
         rows.append(row)
-    click.echo(table(heads, rows, right={1, 3, 4, 5}))
+    echo(table(heads, rows, right={1, 3, 4, 5}))

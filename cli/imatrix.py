@@ -7,7 +7,7 @@ import click
 
 from .loading import BUDGET_OPTIONS, MACHINE_OPTIONS, PLACING_OPTIONS, READING_OPTIONS, load_request, with_options
 from .models import MODEL, catalogue_path
-from .terminal import TERMINAL, emit_json, format_bytes, verbosity
+from .terminal import TERMINAL, echo, emit_json, format_bytes, verbosity
 
 if TYPE_CHECKING:
     from ..jobs.imatrix import Report
@@ -54,7 +54,7 @@ def command(model: str | None, texts: tuple[Path, ...], in_files: tuple[Path, ..
     if options["show_statistics"]:
         if len(in_files) != 1:
             raise click.UsageError("--show-statistics: name one file by --in-file")
-        click.echo(job.statistics(in_files[0]))
+        echo(job.statistics(in_files[0]))
         return
     memory = options["moments_memory"]
     request = job.Request(
@@ -83,18 +83,18 @@ def show(report: "Report") -> None:
     """Print what was written, and how many tokens each expert has seen."""
     n_token = report.n_chunk * report.n_ctx
     read = f"{n_token} tokens in {report.n_chunk} chunks of {report.n_ctx}, " if n_token else ""
-    click.echo(f"{report.output}: {read}{report.n_entry} matrices, {report.seconds:.1f} s")
+    echo(f"{report.output}: {read}{report.n_entry} matrices, {report.seconds:.1f} s")
     if report.moments:
         moments = report.moments
         passes = f"{moments.n_pass} passes" if moments.n_pass != 1 else "one pass"
-        click.echo(f"{moments.path}: moments of {moments.n_entry} inputs, {format_bytes(moments.n_bytes)}, {passes}")
+        echo(f"{moments.path}: moments of {moments.n_entry} inputs, {format_bytes(moments.n_bytes)}, {passes}")
     if not report.layers:
         return
-    click.echo("tokens per expert (in brackets: of them above the model's own choice)")
+    echo("tokens per expert (in brackets: of them above the model's own choice)")
     for each in report.layers:
         cells = [f"{n} ({more})" if more else str(n) for n, more in zip(each.tokens, each.apart, strict=True)]
         if len(cells) > WIDEST:
             cells = [f"{min(each.tokens)} to {max(each.tokens)} for {len(cells)} experts"]
             cells += [f"({sum(each.apart)})"] * bool(sum(each.apart))
-        click.echo(f"  layer {each.layer:>3}  " + "  ".join(f"{cell:>6}" for cell in cells))
-    click.echo(f"the least: {report.least}")
+        echo(f"  layer {each.layer:>3}  " + "  ".join(f"{cell:>6}" for cell in cells))
+    echo(f"the least: {report.least}")

@@ -7,7 +7,7 @@ import click
 
 from .loading import BUDGET_OPTIONS, MACHINE_OPTIONS, PLACING_OPTIONS, READING_OPTIONS, load_request, with_options
 from .models import MODEL, catalogue_path
-from .terminal import TERMINAL, emit_json, say, verbosity
+from .terminal import TERMINAL, echo, emit_json, say, verbosity
 
 if TYPE_CHECKING:
     from ..jobs.perplexity import Report
@@ -42,5 +42,5 @@ def command(
 def show(report: "Report") -> None:
     """Print the estimate as llama-perplexity does."""
     found = report.perplexity
-    click.echo(f"Final estimate: PPL = {found.ppl:.4f} +/- {found.error:.5f}")
+    echo(f"Final estimate: PPL = {found.ppl:.4f} +/- {found.error:.5f}")
     say(f"{found.n_token} tokens of {found.n_chunk} chunks, {report.tokens_per_second:.0f} tokens/s")

@@ -78,8 +78,8 @@ def show(report: "Report", output: Path) -> None:
             [str(layer), *(f"{score:.3g}" if one in kept else f"({score:.3g})" for one, score in enumerate(scores))]
             for layer, kept, scores in zip(report.layers, report.kept, report.scores, strict=True)
         ]
-        click.echo(table(heads, rows, right=range(n_expert + 1)))
-        click.echo("scores by layer and expert; those in brackets are dropped")
+        echo(table(heads, rows, right=range(n_expert + 1)))
+        echo("scores by layer and expert; those in brackets are dropped")
     if report.comparison is None:
         say(f"what it costs: moe-gguf compare MODEL {output} -f TEXT, with a text that was not read here")
         return

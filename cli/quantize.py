@@ -170,7 +170,7 @@ def mix_options(options: Mapping[str, Any]) -> "MixOptions":
 def print_rounding(rounding: "RoundingReport") -> None:
     """Say how weights were rounded."""
     error = "" if rounding.error is None else f": errors of outputs {rounding.error:.2f}x on held-out inputs"
-    click.echo(f"  {count(rounding.n_tensors, 'tensor')} rounded with error feedback{error}")
+    echo(f"  {count(rounding.n_tensors, 'tensor')} rounded with error feedback{error}")
     for why, names in rounding.reasons.items():
         echo(f"  {count(len(names), 'tensor')} rounded plainly: {why}")
         detail("    " + ", ".join(names))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from .output_text import print_output
-from .terminal import TERMINAL, detail, emit_json, say
+from .terminal import TERMINAL, detail, echo, emit_json, say
 
 if TYPE_CHECKING:
     from ..jobs.rewrite import Request
@@ -41,7 +41,7 @@ def rewrite(request: "Request", dry_run: bool, as_json: bool) -> None:
         return
     print_output(report.output, report.seconds)
     for change in report.changes:
-        click.echo(f"  {change}")
+        echo(f"  {change}")
     shards = report.output.output.shards()
     if len(shards) > 1:
         say(f"{len(shards)} shards; llama.cpp loads all of them when it is given the first")

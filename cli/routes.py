@@ -8,7 +8,8 @@ import click
 from .loading import BUDGET_OPTIONS, MACHINE_OPTIONS, PLACING_OPTIONS, load_request, with_options
 from .models import MODEL, catalogue_path
 from .tables import table
-from .terminal import TERMINAL, emit_json, verbosity
+from .terminal import TERMINAL, echo, emit_json, verbosity
+from .visible import visible
 
 if TYPE_CHECKING:
     from ..jobs.routes import Report
@@ -77,7 +78,7 @@ def show(report: "Report", layer: int | None, every: bool) -> None:
             for number, row in zip(report.layers, report.shares, strict=True)
         ]
         rows.append(["all", *(f"{share:.1%}" for share in report.shares.mean(axis=0))])
-        click.echo(table(["layer", *report.experts], rows, right=range(1, len(report.experts) + 1)))
+        echo(table(["layer", *report.experts], rows, right=range(1, len(report.experts) + 1)))
     show_load(report)
 
 
@@ -89,17 +90,12 @@ def show_text(report: "Report", layer: int | None) -> None:
     weights = report.routes.summed() if layer is None else weights_in(report, layer)
     best = weights.argmax(axis=1)
     if len(report.experts) <= WIDEST:
-        names = [click.style(f" {name} ", fg="black", bg=colour_of(i)) for i, name in enumerate(report.experts)]
-        click.echo("  ".join(names))
+        names = map(visible, report.experts)
+        click.echo("  ".join(click.style(f" {name} ", fg="black", bg=colour_of(i)) for i, name in enumerate(names)))
     shown = zip(report.texts[:COLOURED], best, strict=False)
     click.echo("".join(click.style(visible(text), fg="black", bg=colour_of(int(i))) for text, i in shown))
     if len(report.texts) > COLOURED:
-        click.echo(f"... and {len(report.texts) - COLOURED} tokens more")
-
-
-def visible(text: str) -> str:
-    """Return a token as a terminal may show it: line breaks, and no other control characters."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
+        echo(f"... and {len(report.texts) - COLOURED} tokens more")
 
 
 def weights_in(report: "Report", layer: int) -> Any:
@@ -122,30 +118,30 @@ def show_tokens(report: "Report", layer: int | None) -> None:
     for text, row in zip(report.texts, weights, strict=True):
         order = [int(i) for i in (-row).argsort()[:4] if row[i] > 0]
         rows.append([repr(text), "  ".join(f"{report.experts[i]} {row[i]:.2f}" for i in order)])
-    click.echo(table(["token", "experts"], rows))
+    echo(table(["token", "experts"], rows))
 
 
 def show_load(report: "Report") -> None:
     """Print how evenly the experts are used."""
     load = report.load
     layer, expert, share = load.busiest
-    click.echo(f"variation of tokens per expert (cv): {load.cv:.3f}; entropy: {load.entropy:.3f} of 1")
-    click.echo(f"busiest: {report.experts[expert]} in layer {layer}, {share:.1%} of its choices")
+    echo(f"variation of tokens per expert (cv): {load.cv:.3f}; entropy: {load.entropy:.3f} of 1")
+    echo(f"busiest: {report.experts[expert]} in layer {layer}, {share:.1%} of its choices")
     dead = ", ".join(f"{report.experts[each]} in layer {at}" for at, each in load.dead[:5])
     more = f" and {len(load.dead) - 5} more" if len(load.dead) > 5 else ""
-    click.echo(f"without a token: {dead + more if dead else 'none'}")
+    echo(f"without a token: {dead + more if dead else 'none'}")
     if load.aux_loss is not None:
-        click.echo(f"auxiliary loss (1 when balanced): {load.aux_loss:.3f}")
+        echo(f"auxiliary loss (1 when balanced): {load.aux_loss:.3f}")
     dropped = ", ".join(f"{part:.1%} at {capacity:g}" for capacity, part in load.dropped.items())
-    click.echo(f"dropped by an expert capacity: {dropped}")
+    echo(f"dropped by an expert capacity: {dropped}")
     if report.pairs is not None and len(report.experts) > 1:
         pairs = sorted(
             ((float(report.pairs[i, j]), i, j) for i in range(len(report.experts)) for j in range(i)), reverse=True
         )
         best = ", ".join(f"{report.experts[j]} + {report.experts[i]} {part:.1%}" for part, i, j in pairs[:3])
-        click.echo(f"most often together: {best}")
+        echo(f"most often together: {best}")
     if report.agreement:
         value, layers = report.agreement
         worst = min(range(len(layers)), key=layers.__getitem__)
         least = f"layer {report.layers[worst]}, {layers[worst]:.1%}"
-        click.echo(f"same experts as the other model: {value:.1%} (least: {least})")
+        echo(f"same experts as the other model: {value:.1%} (least: {least})")

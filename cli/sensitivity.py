@@ -7,7 +7,7 @@ import click
 
 from .loading import BUDGET_OPTIONS, MACHINE_OPTIONS, PLACING_OPTIONS, READING_OPTIONS, load_request, with_options
 from .models import MODEL, catalogue_path
-from .terminal import TERMINAL, emit_json, say, verbosity
+from .terminal import TERMINAL, echo, emit_json, say, verbosity
 
 if TYPE_CHECKING:
     from ..jobs.sensitivity import Report
@@ -69,7 +69,7 @@ def show(report: "Report") -> None:
     """Print the roles, the most sensitive first, and the layers."""
     found = report.sensitivity
     for role, kld in sorted(found.roles.items(), key=lambda item: -item[1]):
-        click.echo(f"{role.lower():12} {kld:9.5f} nats")
-    click.echo(f"all Q8_0: {found.floor:.5f} nats; all roles at once: {report.additivity:.2f}x of their sum")
+        echo(f"{role.lower():12} {kld:9.5f} nats")
+    echo(f"all Q8_0: {found.floor:.5f} nats; all roles at once: {report.additivity:.2f}x of their sum")
     layers = ", ".join(f"{layer}: {factor:.2f}" for layer, factor in found.layers.items())
     say(f"by layer: {layers}")

@@ -81,3 +81,12 @@ def test_what_is_shown_holds_no_control_character(text: str) -> None:
     assert not steering & set(visible(text)) and not steering & set(visible_answer(text))
     plain = json.dumps(text, ensure_ascii=False)
     assert not steering & set(visible_json(plain)) and json.loads(visible_json(plain)) == text
+
+
+def test_reports_are_printed_by_what_shows_and_does_not_obey() -> None:
+    cli = Path(__file__).parents[2] / "cli"
+    for path in sorted(cli.glob("*.py")):
+        for line in path.read_text().splitlines():
+            if "click.echo(" in line and path.name != "terminal.py":
+                harmless = ("err=True", "file=", "visible", "click.style", "version(")
+                assert any(word in line for word in harmless), f"{path.name}: {line.strip()}"
