@@ -76,6 +76,8 @@ class Service:
         self.chat: ChatFormat = chat_format(model, options.template)
         self.tool_format = tool_format_of(self.chat.tool_template, self.chat.special)
         self.sampling = with_recommended(options.sampling, model.file.metadata).sampling
+        if self.sampling.seed == -1:  # the command line's word for drawing one, which is no seed to be exact about
+            self.sampling = replace(self.sampling, seed=None)
         self.has_router_tap = tap is not None
         self.loaded = int(time.time())
         self.pins = 0  # who needs it loaded; kept by the event loop
@@ -83,9 +85,11 @@ class Service:
         self.embedding = threading.Lock()
         self._embedder: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._warm_up()
         self.scheduler = Scheduler(engine, options.limits, self._deliver, tap)
         self.scheduler.start()
+        # Nothing may be computed by another thread: each that does leaves OpenMP a pool of its own, and with more
+        # threads in pools than processors llama.cpp's no longer spin at barriers but sleep, at half of the speed.
+        self.scheduler.call(self._warm_up).result()
 
     @property
     def hidden(self) -> tuple[tuple[str, str], ...]:

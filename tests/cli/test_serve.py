@@ -36,8 +36,12 @@ def test_it_answers_shows_its_page_and_ends_when_the_last_answer_has(
     assert httpx.get(f"{address}/health").json() == {"status": "ok"}
     assert "<html" in httpx.get(address).text
     assert httpx.get(f"{address}/v1/models").status_code == 401
-    body = {"messages": [{"role": "user", "content": "the cat"}], "max_tokens": 400, "stream": True, "ignore_eos": True}
     headers = {"Authorization": "Bearer sesame"}
+    body = {"messages": [{"role": "user", "content": "the cat"}], "max_tokens": 2}
+    twice = [httpx.post(f"{address}/v1/chat/completions", json=body, headers=headers, timeout=60) for _ in range(2)]
+    cached = [each.json()["usage"]["prompt_tokens_details"]["cached_tokens"] for each in twice]
+    assert cached[0] == 0 < cached[1]  # no seed was asked for, so all that was read is taken over
+    body |= {"max_tokens": 400, "stream": True, "ignore_eos": True}
     with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, headers=headers, timeout=60) as answer:
         lines = answer.iter_lines()
         assert next(lines).startswith("data: ")

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gguf import GGMLQuantizationType
@@ -18,10 +19,12 @@ from moe_gguf.runner.streaming import TextStream
 from moe_gguf.serve.answer import Answer, Event, Inbox
 from moe_gguf.serve.batching import Pace, stretches_of
 from moe_gguf.serve.scheduler import Limits, Scheduler, Stopped
+from moe_gguf.serve.service import opened
 from moe_gguf.serve.waiting import QueueFull, Waiting
 
 from ..loaded_models import ONE_THREAD
 from ..runner.tiny_gguf import write_tiny
+from .conftest import options
 
 OPTIONS = replace(ONE_THREAD, n_ctx=1024, n_ubatch=32, n_seq_max=8)
 
@@ -233,3 +236,18 @@ def test_clients_take_turns(tiny: Model) -> None:
         waiting.push(answer_of(tiny, prompt_of(3), 1, client=client))
     found = [waiting.pop() for _ in range(6)]
     assert [answer.client for answer in found if answer] == list("abcaba") and waiting.pop() is None
+
+
+def test_one_thread_computes_all_there_is(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second one would leave OpenMP more threads than processors, which then sleep at every barrier."""
+    seen: set[str] = set()
+    decode = Engine._decode
+
+    def watched(engine: Engine, parts: Any) -> None:
+        seen.add(threading.current_thread().name)
+        decode(engine, parts)
+
+    monkeypatch.setattr(Engine, "_decode", watched)
+    service = opened(tiny_path, options(), "tiny")
+    service.close()
+    assert seen == {"moe-gguf engine"}
