@@ -20,7 +20,7 @@ from pathlib import Path
 from .processes import Cost, moe_gguf, run
 
 TYPES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
-TEXT = Path(__file__).parents[1] / "tests" / "cli" / "texts" / "scripture.txt"
+TEXT = Path(__file__).parents[1] / "docs" / "cli.md"
 
 
 def by_hand(recipe: Path, gates: Path, text: Path, chunks: int, threads: int, folder: Path) -> Cost:
