@@ -12,7 +12,7 @@ from .chat_reader import messages
 from .llama_words import LlamaCommand
 from .loading import load_request, loading_options
 from .models import MODEL, catalogue_path
-from .sampling_options import build_sampling, sampling_options, unescape
+from .sampling_options import build_sampling, n_predict_option, sampling_options, unescape
 from .template_options import build_template, template_options
 from .terminal import TERMINAL, say, verbosity
 from .visible import visible
@@ -27,16 +27,7 @@ FILE = click.Path(exists=True, dir_okay=False)
 @click.option("-p", "--prompt", default=None, help="The first message.")
 @click.option("-f", "--file", "prompt_file", type=FILE, help="Read the first message here.")
 @click.option("-st", "--single-turn", is_flag=True, help="Answer one message, then leave.")
-@click.option(
-    "-n",
-    "--n-predict",
-    "--predict",
-    "n_predict",
-    type=click.IntRange(min=-1),
-    default=-1,
-    show_default=True,
-    help="Maximum tokens of one answer; -1 is no limit.",
-)
+@n_predict_option("Maximum tokens of one answer; -1 is no limit.")
 @click.option(
     "-r", "--reverse-prompt", "--stop", "stops", multiple=True, help="End an answer at this text; repeatable."
 )

@@ -10,7 +10,7 @@ from .answers import AnswerPrinter, speed_line, tolerate_any_text
 from .llama_words import LlamaCommand
 from .loading import load_request, loading_options
 from .models import MODEL, catalogue_path
-from .sampling_options import build_sampling, sampling_options, unescape
+from .sampling_options import build_sampling, n_predict_option, sampling_options, unescape
 from .template_options import build_template, template_options
 from .terminal import TERMINAL, emit_json, say, verbosity, warn
 
@@ -23,16 +23,7 @@ FILE = click.Path(exists=True, dir_okay=False)
 @click.option(
     "-f", "--file", "prompt_file", type=click.Path(exists=True, dir_okay=False), help="Read the prompt from this file."
 )
-@click.option(
-    "-n",
-    "--n-predict",
-    "--predict",
-    "n_predict",
-    type=click.IntRange(min=-1),
-    default=-1,
-    show_default=True,
-    help="Maximum tokens to generate; -1 continues until the model ends or the context is full.",
-)
+@n_predict_option("Maximum tokens to generate; -1 continues until the model ends or the context is full.")
 @click.option(
     "-cnv/-no-cnv",
     "--conversation/--no-conversation",

@@ -50,6 +50,13 @@ NUMBERS: tuple[tuple[tuple[str, ...], Any, float, str], ...] = (
 )
 
 
+def n_predict_option(text: str) -> Callable[[Command], Command]:
+    """Return llama.cpp's -n, as a decorator; `text` is its help."""
+    kind = click.IntRange(min=-1)
+    names = ("-n", "--n-predict", "--predict", "n_predict")
+    return click.option(*names, type=kind, default=-1, show_default=True, help=text)
+
+
 def sampling_options(command: Command) -> Command:
     """Give a command the sampling flags; `build_sampling` reads their values."""
     flags = [

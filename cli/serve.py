@@ -9,7 +9,7 @@ from .llama_words import LlamaCommand
 from .loading import load_request, loading_options
 from .models import MODEL, catalogue_path
 from .numbers import FiniteRange
-from .sampling_options import build_sampling, sampling_options
+from .sampling_options import build_sampling, n_predict_option, sampling_options
 from .template_options import build_template, template_options
 from .terminal import TERMINAL, verbosity
 
@@ -71,16 +71,7 @@ from .terminal import TERMINAL, verbosity
     show_default=True,
     help="Seconds after which an answer ends.",
 )
-@click.option(
-    "-n",
-    "--n-predict",
-    "--predict",
-    "n_predict",
-    type=click.IntRange(min=-1),
-    default=-1,
-    show_default=True,
-    help="Maximum tokens of an answer whose request names none; -1 is no limit.",
-)
+@n_predict_option("Maximum tokens of an answer whose request names none; -1 is no limit.")
 @template_options
 @sampling_options
 @loading_options

@@ -101,27 +101,53 @@ def begin(
     outside = next((token for token in prompt if not 0 <= token < engine.model.n_vocab), None)
     if outside is not None:
         raise EngineError(f"token {outside} is not in the vocabulary of {engine.model.n_vocab}")
-    sampler = Sampler(engine.model, sampling)
-    reused = engine.reuse(sequence, prompt)
+    generation = unread(
+        engine.model,
+        prompt,
+        sampling,
+        n_predict=n_predict,
+        stops=stops,
+        stop_tokens=stop_tokens,
+        endings=endings,
+        spelled=spelled,
+        n_logprobs=n_logprobs,
+    )
+    generation.sequence, generation.n_reused = sequence, engine.reuse(sequence, prompt)
+    del generation.pending[: generation.n_reused]
+    generation.finish = None if n_predict else "length"
+    return generation
+
+
+def unread(
+    model: Model,
+    prompt: Sequence[int],
+    sampling: SamplingOptions,
+    *,
+    n_predict: int = -1,
+    stops: Sequence[str] = (),
+    stop_tokens: frozenset[int] = frozenset(),
+    endings: Endings | None = None,
+    spelled: frozenset[int] = frozenset(),
+    n_logprobs: int | None = None,
+) -> Generation:
+    """Return an answer without a sequence (-1), all of its prompt pending; see `begin`. Any thread may call it."""
+    sampler = Sampler(model, sampling)
     sampler.accept_prompt(prompt[-max(sampling.repeat_last_n, sampling.dry_penalty_last_n, 1) :])
-    pending = list(prompt[reused:])
     endings = Endings() if endings is None or sampling.ignore_eos else endings
-    generation = Generation(
-        sequence,
+    return Generation(
+        -1,
         sampler,
         TextStream((*stops, *endings.texts)),
         n_predict,
         n_logprobs,
-        pending,
+        list(prompt),
         len(prompt),
-        reused,
+        0,
         ends=endings.tokens,
         end_texts=endings.texts,
         stop_tokens=stop_tokens,
         spelled=spelled,
     )
-    generation.finish = None if n_predict else "length"
-    return generation
 
 
 def read_prompt(engine: Engine, generation: Generation, on_prompt: Callable[[int, int], None] | None) -> None:

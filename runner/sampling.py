@@ -59,6 +59,11 @@ class SamplingOptions:
     samplers: tuple[str, ...] = SAMPLERS
     own: frozenset[str] | None = None
 
+    @property
+    def has_seed(self) -> bool:
+        """Whether a seed is given, and none is to be drawn."""
+        return self.seed not in (None, -1, DRAWN)
+
 
 class Sampler:
     """One sequence's sampler: the owner of a `llama_sampler` chain, and of a grammar when there is one."""
@@ -68,7 +73,7 @@ class Sampler:
         self.chain, self.grammar = None, None
         check_options(model, options)
         api = llama()
-        self.seed = secrets.randbelow(DRAWN) if options.seed in (None, -1, DRAWN) else options.seed
+        self.seed = secrets.randbelow(DRAWN) if options.seed is None or not options.has_seed else options.seed
         self.grammar = grammar_sampler(model, options.grammar) if options.grammar else None
         settings = api.llama_sampler_chain_default_params()
         self.chain = api.llama_sampler_chain_init(settings)

@@ -113,7 +113,7 @@ def settings_of(request: ChatRequest, service: Service, tools: Toolset) -> Setti
 def seeded(settings: Settings, n: int) -> list[Settings]:
     """Return settings for n answers to one prompt: a seed that was given counts up, so that they differ."""
     seed = settings.sampling.seed
-    if seed is None:
+    if seed is None or not settings.sampling.has_seed:
         return [settings] * n
     return [replace(settings, sampling=replace(settings.sampling, seed=(seed + k) % 2**32)) for k in range(n)]
 

@@ -17,12 +17,11 @@ from ..jobs.listener import SILENT, Listener
 from ..jobs.loading import DEFAULT_LOAD, LoadRequest, load_model
 from ..models.summary import Summary, summarize_gguf
 from ..runner.engine import Engine, Feed
-from ..runner.generation import Generation
+from ..runner.generation import unread
 from ..runner.model import Model, end_tokens
 from ..runner.recommended import with_recommended
 from ..runner.routing_tap import RoutingTap
-from ..runner.sampling import Sampler, SamplingOptions
-from ..runner.streaming import TextStream
+from ..runner.sampling import SamplingOptions
 from ..runner.templates.chat_format import ChatFormat, TemplateOptions, chat_format
 from ..runner.templates.endings import Endings, stops_of
 from ..runner.templates.message import user
@@ -76,8 +75,6 @@ class Service:
         self.chat: ChatFormat = chat_format(model, options.template)
         self.tool_format = tool_format_of(self.chat.tool_template, self.chat.special)
         self.sampling = with_recommended(options.sampling, model.file.metadata).sampling
-        if self.sampling.seed == -1:  # the command line's word for drawing one, which is no seed to be exact about
-            self.sampling = replace(self.sampling, seed=None)
         self.has_router_tap = tap is not None
         self.loaded = int(time.time())
         self.pins = 0  # who needs it loaded; kept by the event loop
@@ -148,22 +145,16 @@ class Service:
         self._check(prompt, settings)
         sampling = settings.sampling
         stops = stops_of(self.model, settings.stops)
-        endings = Endings() if settings.endings is None or sampling.ignore_eos else settings.endings
-        sampler = Sampler(self.model, sampling)
-        sampler.accept_prompt(prompt[-max(sampling.repeat_last_n, sampling.dry_penalty_last_n, 1) :])
-        generation = Generation(
-            sequence=-1,
-            sampler=sampler,
-            stream=TextStream((*stops.texts, *endings.texts)),
+        generation = unread(
+            self.model,
+            prompt,
+            sampling,
             n_predict=settings.n_predict,
-            n_logprobs=settings.n_logprobs,
-            pending=list(prompt),
-            n_prompt=len(prompt),
-            n_reused=0,
-            ends=endings.tokens,
-            end_texts=endings.texts,
+            stops=stops.texts,
             stop_tokens=stops.tokens,
+            endings=settings.endings,
             spelled=settings.spelled,
+            n_logprobs=settings.n_logprobs,
         )
         seconds = self.options.seconds if settings.seconds is None else min(settings.seconds, self.options.seconds)
         deadline = time.perf_counter() + seconds
@@ -175,7 +166,7 @@ class Service:
             client,
             settings.only_expert,
             settings.asks_experts,
-            is_exact=sampling.seed is not None,
+            is_exact=sampling.has_seed,
             deadline=deadline,
         )
 
