@@ -3,7 +3,7 @@
 `search(y, weights, scratch, found, steps, halves)` writes steps [16, LANES] and offsets [16, LANES] behind
 them, so that a weight is step * level - offset, and d and the minimum's unit as float16 bits.
 
-Long because Numba compiles entry points that it can name: each type has its own, written out.
+Numba compiles entry points that it can name, so each type has its own.
 """
 
 import numpy as np
@@ -161,328 +161,60 @@ def pack_q8_0(tile, found, lane, half_d, half_m, out, at):
 
 
 @kernel
-def round_q2_k(source, kind, n_rows, row_length, start, n, order, coefficients, costs, hessian, sweeps, out, doubtful):
-    round_rows(
-        source,
-        kind,
-        n_rows,
-        row_length,
-        start,
-        n,
-        order,
-        coefficients,
-        costs,
-        hessian,
-        sweeps,
-        out,
-        doubtful,
-        search_q2_k,
-        pack_q2_k,
-        256,
-        16,
-        0,
-        3,
-        84,
-        to_integer,
-    )
+def round_q2_k(*rows):
+    round_rows(search_q2_k, pack_q2_k, 256, 16, 0, 3, 84, to_integer, rows)
 
 
 @kernel
-def round_q3_k(source, kind, n_rows, row_length, start, n, order, coefficients, costs, hessian, sweeps, out, doubtful):
-    round_rows(
-        source,
-        kind,
-        n_rows,
-        row_length,
-        start,
-        n,
-        order,
-        coefficients,
-        costs,
-        hessian,
-        sweeps,
-        out,
-        doubtful,
-        search_3,
-        pack_3,
-        256,
-        16,
-        -4,
-        3,
-        110,
-        to_integer,
-    )
+def round_q3_k(*rows):
+    round_rows(search_3, pack_3, 256, 16, -4, 3, 110, to_integer, rows)
 
 
 @kernel
-def round_q4_k(source, kind, n_rows, row_length, start, n, order, coefficients, costs, hessian, sweeps, out, doubtful):
-    round_rows(
-        source,
-        kind,
-        n_rows,
-        row_length,
-        start,
-        n,
-        order,
-        coefficients,
-        costs,
-        hessian,
-        sweeps,
-        out,
-        doubtful,
-        search_q4_k,
-        pack_q4_k,
-        256,
-        32,
-        0,
-        15,
-        144,
-        to_integer,
-    )
+def round_q4_k(*rows):
+    round_rows(search_q4_k, pack_q4_k, 256, 32, 0, 15, 144, to_integer, rows)
 
 
 @kernel
-def round_q5_k(source, kind, n_rows, row_length, start, n, order, coefficients, costs, hessian, sweeps, out, doubtful):
-    round_rows(
-        source,
-        kind,
-        n_rows,
-        row_length,
-        start,
-        n,
-        order,
-        coefficients,
-        costs,
-        hessian,
-        sweeps,
-        out,
-        doubtful,
-        search_q5_k,
-        pack_q5_k,
-        256,
-        32,
-        0,
-        31,
-        176,
-        to_integer,
-    )
+def round_q5_k(*rows):
+    round_rows(search_q5_k, pack_q5_k, 256, 32, 0, 31, 176, to_integer, rows)
 
 
 @kernel
-def round_q6_k(source, kind, n_rows, row_length, start, n, order, coefficients, costs, hessian, sweeps, out, doubtful):
-    round_rows(
-        source,
-        kind,
-        n_rows,
-        row_length,
-        start,
-        n,
-        order,
-        coefficients,
-        costs,
-        hessian,
-        sweeps,
-        out,
-        doubtful,
-        search_6,
-        pack_6,
-        256,
-        16,
-        -32,
-        31,
-        210,
-        to_integer,
-    )
+def round_q6_k(*rows):
+    round_rows(search_6, pack_6, 256, 16, -32, 31, 210, to_integer, rows)
 
 
 @kernel
-def round_q4_0(source, kind, n_rows, row_length, start, n, order, coefficients, costs, hessian, sweeps, out, doubtful):
-    round_rows(
-        source,
-        kind,
-        n_rows,
-        row_length,
-        start,
-        n,
-        order,
-        coefficients,
-        costs,
-        hessian,
-        sweeps,
-        out,
-        doubtful,
-        search_q4_0,
-        pack_q4_0,
-        32,
-        32,
-        -8,
-        7,
-        18,
-        to_integer,
-    )
+def round_q4_0(*rows):
+    round_rows(search_q4_0, pack_q4_0, 32, 32, -8, 7, 18, to_integer, rows)
 
 
 @kernel
-def round_q4_1(source, kind, n_rows, row_length, start, n, order, coefficients, costs, hessian, sweeps, out, doubtful):
-    round_rows(
-        source,
-        kind,
-        n_rows,
-        row_length,
-        start,
-        n,
-        order,
-        coefficients,
-        costs,
-        hessian,
-        sweeps,
-        out,
-        doubtful,
-        search_q4_1,
-        pack_q4_1,
-        32,
-        32,
-        0,
-        15,
-        20,
-        to_integer,
-    )
+def round_q4_1(*rows):
+    round_rows(search_q4_1, pack_q4_1, 32, 32, 0, 15, 20, to_integer, rows)
 
 
 @kernel
-def round_q5_0(source, kind, n_rows, row_length, start, n, order, coefficients, costs, hessian, sweeps, out, doubtful):
-    round_rows(
-        source,
-        kind,
-        n_rows,
-        row_length,
-        start,
-        n,
-        order,
-        coefficients,
-        costs,
-        hessian,
-        sweeps,
-        out,
-        doubtful,
-        search_q5_0,
-        pack_q5_0,
-        32,
-        32,
-        -16,
-        15,
-        22,
-        to_integer,
-    )
+def round_q5_0(*rows):
+    round_rows(search_q5_0, pack_q5_0, 32, 32, -16, 15, 22, to_integer, rows)
 
 
 @kernel
-def round_q5_1(source, kind, n_rows, row_length, start, n, order, coefficients, costs, hessian, sweeps, out, doubtful):
-    round_rows(
-        source,
-        kind,
-        n_rows,
-        row_length,
-        start,
-        n,
-        order,
-        coefficients,
-        costs,
-        hessian,
-        sweeps,
-        out,
-        doubtful,
-        search_q5_1,
-        pack_q5_1,
-        32,
-        32,
-        0,
-        31,
-        24,
-        to_integer,
-    )
+def round_q5_1(*rows):
+    round_rows(search_q5_1, pack_q5_1, 32, 32, 0, 31, 24, to_integer, rows)
 
 
 @kernel
-def round_q8_0(source, kind, n_rows, row_length, start, n, order, coefficients, costs, hessian, sweeps, out, doubtful):
-    round_rows(
-        source,
-        kind,
-        n_rows,
-        row_length,
-        start,
-        n,
-        order,
-        coefficients,
-        costs,
-        hessian,
-        sweeps,
-        out,
-        doubtful,
-        search_q8_0,
-        pack_q8_0,
-        32,
-        32,
-        -127,
-        127,
-        34,
-        to_integer,
-    )
+def round_q8_0(*rows):
+    round_rows(search_q8_0, pack_q8_0, 32, 32, -127, 127, 34, to_integer, rows)
 
 
 @kernel
-def round_iq4_nl(
-    source, kind, n_rows, row_length, start, n, order, coefficients, costs, hessian, sweeps, out, doubtful
-):
-    round_rows(
-        source,
-        kind,
-        n_rows,
-        row_length,
-        start,
-        n,
-        order,
-        coefficients,
-        costs,
-        hessian,
-        sweeps,
-        out,
-        doubtful,
-        search_iq4_nl,
-        pack_iq4_nl,
-        32,
-        32,
-        -127,
-        113,
-        18,
-        to_value,
-    )
+def round_iq4_nl(*rows):
+    round_rows(search_iq4_nl, pack_iq4_nl, 32, 32, -127, 113, 18, to_value, rows)
 
 
 @kernel
-def round_iq4_xs(
-    source, kind, n_rows, row_length, start, n, order, coefficients, costs, hessian, sweeps, out, doubtful
-):
-    round_rows(
-        source,
-        kind,
-        n_rows,
-        row_length,
-        start,
-        n,
-        order,
-        coefficients,
-        costs,
-        hessian,
-        sweeps,
-        out,
-        doubtful,
-        search_iq4_xs,
-        pack_iq4_xs,
-        256,
-        32,
-        -127,
-        113,
-        136,
-        to_value,
-    )
+def round_iq4_xs(*rows):
+    round_rows(search_iq4_xs, pack_iq4_xs, 256, 32, -127, 113, 136, to_value, rows)

@@ -102,36 +102,18 @@ def mark(valid, flags, first, n_rows, doubtful):
 
 
 @inlined
-def round_rows(
-    source,
-    kind,
-    n_rows,
-    row_length,
-    start,
-    n,
-    order,
-    coefficients,
-    costs,
-    hessian,
-    sweeps,
-    out,
-    doubtful,
-    search,
-    pack,
-    block,
-    n_sub,
-    lowest,
-    highest,
-    n_bytes,
-    to_level,
-):
-    """Encode columns [start, start + n) of rows: `search` finds the scales of a block, `pack` writes one,
-    `to_level` gives the nearest levels to numbers.
+def round_rows(search, pack, block, n_sub, lowest, highest, n_bytes, to_level, given):
+    """Encode columns [start, start + n) of rows: `search` finds the scales of a block, `pack` writes one, `to_level`
+    gives the nearest levels to numbers.
+
+    `given` is what each type's kernel is called with, in one piece: Numba passes on a tuple, and functions beside it
+    stay what LLVM can put in place (with star arguments they would become pointers).
 
     `order` holds per position its column within its block, `order[n:]` the blocks in the order of their turn.
     `costs` float32 [n] are what errors of columns count, `hessian` [n * n] is H by positions; after `sweeps` over all
     levels, each moved to where it does best, the row is packed.
     """
+    source, kind, n_rows, row_length, start, n, order, coefficients, costs, hessian, sweeps, out, doubtful = given
     spacing = n_sub, lowest, highest, to_level
     tile, x, y = aligned(block * LANES), aligned(block * LANES), aligned(block * LANES)
     levels, weights, panel = aligned(n * LANES), aligned(block * LANES), aligned(PANEL * LANES)
