@@ -4,7 +4,7 @@ The experts that stay keep their bytes, quantized as they are; routers lose the 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..formats.gguf_file import GgufFile
     from ..measure.chunks import CalibrationText
     from ..measure.saliency import Saliency
+    from ..writer.partial import Output
     from ..writer.plan import Plan, PlannedTensor
 
 GATE_NORM, FREQUENCY = "gate-norm", "frequency"
@@ -117,7 +118,9 @@ def prepare(request: Request) -> Prepared:
     texts = tuple(CalibrationText(path.name, read_strict_text(path)) for path in request.texts)
     for _, path in request.compared:
         read_strict_text(path)
-    return Prepared(request, file, n_expert, texts or None)
+    prepared = Prepared(request, file, n_expert, texts or None)
+    _demand_room(prepared)
+    return prepared
 
 
 def _is_odd(name: str, shape: tuple[int, ...], n_expert: int) -> bool:
@@ -135,7 +138,7 @@ def run(prepared: Prepared, listener: Listener = SILENT) -> Report:
     found, n_token = _measured(prepared, listener)
     scores = found.mean if request.by == GATE_NORM else found.tokens.astype(float)
     kept = best_experts(scores, request.keep, request.whole)
-    written = _written(prepared, dict(zip(found.layers, kept, strict=True)), n_token, listener)
+    written = _written(prepared, dict(zip(found.layers, kept.tolist(), strict=True)), n_token, listener)
     comparison = _compared(prepared, listener) if request.compared else None
     return Report(found.layers, scores, found.tokens, kept, n_token, written, comparison)
 
@@ -155,15 +158,32 @@ def _measured(prepared: Prepared, listener: Listener) -> "tuple[Saliency, int]":
             return find_saliency(model, options, chunks, prepared.n_expert, bar.update), chunks.size
 
 
-def _written(prepared: Prepared, kept: "Mapping[int, np.ndarray]", n_token: int, listener: Listener) -> Written:
+def _demand_room(prepared: Prepared) -> None:
+    """Refuse a disk without room before the texts are read: the file has the same size whichever experts stay."""
+    from ..writer.partial import PartialOutput, check_outputs, check_space
+
+    layers = {int(name["layer"]) for tensor in prepared.file.tensors if (name := OF_EXPERTS.fullmatch(tensor))}
+    plan, output = _planned(prepared, dict.fromkeys(layers, range(prepared.request.keep)), 0)
+    identity = plan.source.identity()
+    check_outputs([output], identity)
+    check_space([PartialOutput(output, identity, prepared.request.force)])
+
+
+def _planned(prepared: Prepared, kept: "Mapping[int, Sequence[int]]", n_token: int) -> "tuple[Plan, Output]":
     from ..writer.gguf_source import plan_from_gguf
     from ..writer.partial import Output
+    from .rewrite import entries_of
+
+    plan = pruned(plan_from_gguf(prepared.file), kept, prepared.n_expert, prepared.request.by, n_token)
+    return plan, Output(prepared.request.output, plan.fields, entries_of(plan), "copy")
+
+
+def _written(prepared: Prepared, kept: "Mapping[int, Sequence[int]]", n_token: int, listener: Listener) -> Written:
     from . import rewrite
 
     request = prepared.request
-    plan = pruned(plan_from_gguf(prepared.file), kept, prepared.n_expert, request.by, n_token)
+    plan, output = _planned(prepared, kept, n_token)
     changes = (f"{request.keep} of {prepared.n_expert} experts a layer are kept, by {request.by}",)
-    output = Output(request.output, plan.fields, rewrite.entries_of(plan), "copy")
     writing = rewrite.Request(prepared.file.path, request.output, verify=request.verify, force=request.force)
     return rewrite.run(rewrite.Prepared(writing, plan, output, changes), listener)
 
@@ -183,7 +203,7 @@ def _compared(prepared: Prepared, listener: Listener) -> Comparison:
     return compare.run(compare.prepare(asked), listener)
 
 
-def pruned(plan: "Plan", kept: "Mapping[int, np.ndarray]", n_expert: int, by: str, n_token: int) -> "Plan":
+def pruned(plan: "Plan", kept: "Mapping[int, Sequence[int]]", n_expert: int, by: str, n_token: int) -> "Plan":
     """Return the plan of a GGUF file with the experts of each layer that are kept, and nothing else changed."""
     from gguf.constants import GGUFValueType, Keys
 
@@ -207,7 +227,7 @@ def pruned(plan: "Plan", kept: "Mapping[int, np.ndarray]", n_expert: int, by: st
     return replace(plan.with_fields(fields), tensors=tuple(tensors))
 
 
-def _kept_of(tensor: "PlannedTensor", plan: "Plan", kept: "np.ndarray", n_expert: int) -> "PlannedTensor":
+def _kept_of(tensor: "PlannedTensor", plan: "Plan", kept: "Sequence[int]", n_expert: int) -> "PlannedTensor":
     """Return a tensor with some of its experts, which lie along its slowest axis."""
     import numpy as np
 
@@ -215,7 +235,7 @@ def _kept_of(tensor: "PlannedTensor", plan: "Plan", kept: "np.ndarray", n_expert
 
     shape = (*tensor.shape[:-1], len(kept))
     if len(tensor.shape) == 1:
-        values = np.ascontiguousarray(read_planned(plan.source, tensor, 0, 1)[0, kept])
+        values = np.ascontiguousarray(read_planned(plan.source, tensor, 0, 1)[0, list(kept)])
         return replace(tensor, shape=shape, pieces=(), values=values)
     n_rows = tensor.n_rows // n_expert
     if len(tensor.pieces) == n_expert:  # one tensor an expert, as before April 2024

@@ -3,10 +3,12 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
 import pytest
+from moe_gguf.formats.errors import OutputError
 from moe_gguf.jobs import prune
 from moe_gguf.measure.chunks import CalibrationText, cut_chunks
 from moe_gguf.measure.saliency import best_experts, find_saliency
@@ -111,6 +113,15 @@ def test_a_dense_model_and_an_output_that_is_there_are_refused(
     there = moe_gguf("prune-experts", tiny_path, "--keep", "3", "-o", tmp_path / "there.gguf")
     assert there.status == 1 and "exists already" in there.stderr
     assert (tmp_path / "there.gguf").read_text() == "mine"
+
+
+def test_a_full_disk_is_told_before_the_text_is_read(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(OutputError, match="bytes are needed and 1,000 are free"):
+        prune.prepare(prune.Request(tiny_path, tmp_path / "less.gguf", 3))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_best_by_layer_and_in_all() -> None:
