@@ -41,6 +41,12 @@ from .terminal import TERMINAL, verbosity
     help="Read keys from this file, one a line. The variable MOE_GGUF_API_KEY may hold one too.",
 )
 @click.option(
+    "--path",
+    "page",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Show the page of this folder at /, such as llama.cpp's web UI, in place of ours.",
+)
+@click.option(
     "--cors-origin",
     "origins",
     multiple=True,
@@ -85,6 +91,7 @@ def command(
     port: int,
     api_keys: tuple[str, ...],
     api_key_file: Path | None,
+    page: Path | None,
     origins: tuple[str, ...],
     queue: int,
     timeout: float,
@@ -119,5 +126,5 @@ def command(
         path = resolve_gguf(model, catalogue_path())
     else:
         shelf = shelf_of(models_dir, catalogue_path(), models_max, sleep_idle_seconds or float("inf"))
-    request = server.Request(path, host, port, allowed, shelf, options)
+    request = server.Request(path, host, port, allowed, shelf, options, page=page)
     server.run(request, TERMINAL, lambda address: click.echo(f"listening on {address}", err=True))

@@ -46,13 +46,16 @@ class Inbox:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def take(self) -> "list[tuple[Answer, Event]]":
-        """Return what came since the last time, at least one event. Raises an answer's failure."""
+    async def take(self, seconds: float | None = None) -> "list[tuple[Answer, Event]]":
+        """Return what came since the last time, nothing if that takes `seconds`. Raises an answer's failure."""
         while not self._events:
             if self._failure is not None:
                 raise self._failure
             self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+            if seconds is None:
+                await self._waiter
+            elif not (await asyncio.wait({self._waiter}, timeout=seconds))[0]:
+                return []
         found, self._events = self._events, []
         return found
 

@@ -19,6 +19,7 @@ from .embeddings import embeddings
 from .errors import ApiError, api_error
 from .event_stream import json_response, refusal
 from .facts import model_entry, model_list, props
+from .guard import CLIENT
 from .models import Models
 from .openapi import description
 from .requests import ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, TokenizeRequest, decode
@@ -171,8 +172,8 @@ class Application:
 
 
 def client_of(request: Request) -> str:
-    """Return whom a request comes from, for taking turns: an address."""
-    return request.client.host if request.client else ""
+    """Return whom a request comes from, for taking turns: which key was given, or else an address."""
+    return getattr(request.state, CLIENT, None) or (request.client.host if request.client else "")
 
 
 async def _gone(_: Request, __: Exception) -> Response:

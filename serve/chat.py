@@ -4,21 +4,23 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import anyio.to_thread
 from starlette.responses import Response
 
 from ..runner.templates.message import Message, ToolCall, message_from_json
-from ..runner.templates.render import Rendered
-from ..runner.templates.thinking import ThoughtStream
 from .answer import Answer, Event
-from .errors import ApiError, api_error
-from .event_stream import DONE, EventStream, WholeAnswer, data
+from .beginnings import beginning
+from .errors import ApiError
+from .event_stream import DONE, EventStream, WholeAnswer, data, failure
+from .facts import fingerprint
 from .requests import ChatRequest
 from .sampling_fields import sampling_of, schema_grammar
 from .service import Service, Settings
 from .telling import FINISH, Delta, Json, Teller
+from .timings import Reading, timings
 from .tools import Toolset, toolset
 
 
@@ -40,6 +42,7 @@ class Prepared:
             "object": "chat.completion.chunk",
             "created": self.created,
             "model": self.service.name,
+            "system_fingerprint": fingerprint(),
             "choices": choices,
             **more,
         }
@@ -54,35 +57,25 @@ async def chat_completions(request: ChatRequest, service: Service, client: str) 
         service.leave(prepared.answers)
 
     if request.stream:
-        return EventStream(chunks(prepared), close, lambda error: data(api_error(error, service.hidden).as_json()))
+        return EventStream(chunks(prepared), close, partial(failure, hidden=service.hidden), request.sse_ping_interval)
     return WholeAnswer(lambda: whole(prepared), close)
 
 
 def prepare(request: ChatRequest, service: Service, client: str) -> Prepared:
     """Render and tokenize the messages, and make the samplers. Raises ApiError and EngineError."""
     tools = toolset(request, messages_of(request), service.tool_format, service.model)
-    rendered = service.chat.render(
-        tools.messages, tools.shown, request.chat_template_kwargs, request.add_generation_prompt is not False
-    )
-    prompt = service.chat.tokens(rendered)
+    begun = beginning(request, service, tools)
+    prompt = service.chat.tokens(begun.rendered)
     settings = settings_of(request, service, tools)
     n = request.n or 1
     answers = service.made([prompt] * n, seeded(settings, n), client)
-    tellers = [
-        Teller(service.model, thoughts_of(request, service, rendered), request.x_experts, tools.calls())
-        for _ in answers
-    ]
+    tellers = [Teller(service.model, begun.thoughts(), request.x_experts, tools.calls()) for _ in answers]
     return Prepared(request, service, answers, tellers, f"chatcmpl-{uuid.uuid4().hex}", int(time.time()))
 
 
 def messages_of(request: ChatRequest) -> list[Message]:
     """Return the messages. Raises EngineError that names the field which is wrong."""
     return [message_from_json(message) for message in request.messages]
-
-
-def thoughts_of(request: ChatRequest, service: Service, rendered: Rendered) -> ThoughtStream:
-    """Return what tells thoughts from the answer."""
-    return ThoughtStream(None) if request.reasoning_format == "none" else service.chat.thoughts(rendered)
 
 
 def settings_of(request: ChatRequest, service: Service, tools: Toolset) -> Settings:
@@ -134,11 +127,16 @@ async def chunks(prepared: Prepared) -> AsyncIterator[bytes]:
     """Yield the events of a stream: for each answer its role, its text as it comes, why it ended; then the usage."""
     request, answers = prepared.request, prepared.answers
     usage_wanted = bool(request.stream_options and request.stream_options.include_usage)
+    reading = Reading(answers, request.return_progress)
     begun: set[int] = set()
     n_open = len(answers)
     while n_open:
+        heard = by_answer(await answers[0].inbox.take(reading.seconds))
         out = b""
-        for answer, events in by_answer(await answers[0].inbox.take()):
+        for news in reading.news([answer.index for answer, _ in heard]):
+            one = choice(news.answer.index, {"role": "assistant", "content": None})
+            out += data(prepared.chunk([one], **news.as_json(request.timings_per_token)))
+        for answer, events in heard:
             if answer.index not in begun:
                 begun.add(answer.index)
                 out += data(prepared.chunk([choice(answer.index, {"role": "assistant", "content": ""})]))
@@ -170,7 +168,10 @@ def delta_chunk(prepared: Prepared, answer: Answer, delta: Delta) -> Json:
     one = choice(answer.index, said)
     if delta.logprobs:
         one["logprobs"] = {"content": delta.logprobs, "refusal": None}
-    return prepared.chunk([one], **({"x_experts": delta.experts} if prepared.request.x_experts else {}))
+    more: Json = {"x_experts": delta.experts} if prepared.request.x_experts else {}
+    if prepared.request.timings_per_token:
+        more["timings"] = timings(answer)
+    return prepared.chunk([one], **more)
 
 
 def called(calls: Sequence[ToolCall]) -> list[Json]:
@@ -239,6 +240,7 @@ async def whole(prepared: Prepared) -> Json:
         "object": "chat.completion",
         "created": prepared.created,
         "model": prepared.service.name,
+        "system_fingerprint": fingerprint(),
         "choices": choices,
         "usage": usage(prepared.answers),
         "timings": timings(prepared.answers[0]),
@@ -255,23 +257,4 @@ def usage(answers: Sequence[Answer]) -> Json:
         "completion_tokens": n_answer,
         "total_tokens": n_prompt + n_answer,
         "prompt_tokens_details": {"cached_tokens": answers[0].generation.n_reused},
-    }
-
-
-def timings(answer: Answer) -> Json:
-    """Return what an answer took, by llama.cpp's names: tokens, milliseconds, tokens a second."""
-    generation, times = answer.generation, answer.times
-    n_prompt, n_answer = generation.n_prompt - generation.n_reused, len(generation.tokens)
-    prompt_ms = 1000 * max(times.first - times.begun, 0.0)
-    answer_ms = 1000 * max(times.last - times.first, 0.0)
-    return {
-        "cache_n": generation.n_reused,
-        "prompt_n": n_prompt,
-        "prompt_ms": round(prompt_ms, 3),
-        "prompt_per_token_ms": round(prompt_ms / max(n_prompt, 1), 4),
-        "prompt_per_second": round(1000 * n_prompt / prompt_ms, 2) if prompt_ms else 0.0,
-        "predicted_n": n_answer,
-        "predicted_ms": round(answer_ms, 3),
-        "predicted_per_token_ms": round(answer_ms / max(n_answer - 1, 1), 4),
-        "predicted_per_second": round(1000 * (n_answer - 1) / answer_ms, 2) if answer_ms else 0.0,
     }

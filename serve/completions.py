@@ -4,6 +4,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import anyio.to_thread
@@ -12,15 +13,16 @@ from starlette.responses import Response
 from ..runner.model import detokenize
 from ..runner.templates.thinking import ThoughtStream
 from .answer import Answer
-from .chat import by_answer, gathered, seeded, timings
-from .errors import ApiError, api_error
-from .event_stream import DONE, EventStream, WholeAnswer, data
-from .facts import sampling_json
+from .chat import by_answer, gathered, seeded
+from .errors import ApiError
+from .event_stream import DONE, EventStream, WholeAnswer, data, failure
+from .facts import fingerprint, sampling_json
 from .prompts import prompts_of
 from .requests import CompletionRequest
 from .sampling_fields import sampling_of
 from .service import Service, Settings
 from .telling import FINISH, Delta, Json, Teller
+from .timings import Reading, timings
 
 # runner.generation's reasons in llama.cpp's words
 STOP_TYPES = {"end": "eos", "stop": "word", "length": "limit", "context": "limit"}
@@ -40,7 +42,13 @@ class Prepared:
 
     def head(self) -> Json:
         """Return what every object of an answer begins with."""
-        return {"id": self.id, "object": "text_completion", "created": self.created, "model": self.service.name}
+        return {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.service.name,
+            "system_fingerprint": fingerprint(),
+        }
 
 
 async def completions(request: CompletionRequest, service: Service, client: str, as_openai: bool) -> Response:
@@ -53,7 +61,7 @@ async def completions(request: CompletionRequest, service: Service, client: str,
 
     if request.stream:
         events = chunks(prepared) if as_openai else llamacpp_chunks(prepared)
-        return EventStream(events, close, lambda error: data(api_error(error, service.hidden).as_json()))
+        return EventStream(events, close, partial(failure, hidden=service.hidden), request.sse_ping_interval)
     return WholeAnswer(lambda: whole(prepared) if as_openai else llamacpp_whole(prepared), close)
 
 
@@ -88,11 +96,16 @@ def settings_of(request: CompletionRequest, service: Service, as_openai: bool) -
 async def chunks(prepared: Prepared) -> AsyncIterator[bytes]:
     """Yield the events of a stream in OpenAI's form."""
     request, answers = prepared.request, prepared.answers
+    reading = Reading(answers, request.return_progress)
     echoed: set[int] = set()
     n_open = len(answers)
     while n_open:
+        heard = by_answer(await answers[0].inbox.take(reading.seconds))
         out = b""
-        for answer, events in by_answer(await answers[0].inbox.take()):
+        for news in reading.news([answer.index for answer, _ in heard]):
+            one = choice(news.answer.index, Delta(), request, None)
+            out += data(prepared.head() | {"choices": [one]} | news.as_json(request.timings_per_token))
+        for answer, events in heard:
             delta = prepared.tellers[answer.index].told(events)
             if request.echo and answer.index not in echoed:
                 echoed.add(answer.index)
@@ -100,9 +113,10 @@ async def chunks(prepared: Prepared) -> AsyncIterator[bytes]:
             if delta:
                 finish = FINISH[delta.finish] if delta.finish else None
                 n_open -= delta.finish is not None
-                out += data(
-                    prepared.head() | {"choices": [choice(answer.index, delta, request, finish)]} | more(request, delta)
-                )
+                one = prepared.head() | {"choices": [choice(answer.index, delta, request, finish)]}
+                if finish or request.timings_per_token:
+                    one["timings"] = timings(answer)
+                out += data(one | more(request, delta))
         if out:
             yield out
     if request.stream_options and request.stream_options.include_usage:
@@ -161,17 +175,25 @@ def usage(answers: Sequence[Answer]) -> Json:
 
 async def llamacpp_chunks(prepared: Prepared) -> AsyncIterator[bytes]:
     """Yield the events of a stream in llama.cpp's form."""
-    answers = prepared.answers
+    request, answers = prepared.request, prepared.answers
+    reading = Reading(answers, request.return_progress)
+    has_new_line: set[int] = set()
     n_open = len(answers)
     while n_open:
+        heard = by_answer(await answers[0].inbox.take(reading.seconds))
         out = b""
-        for answer, events in by_answer(await answers[0].inbox.take()):
+        for news in reading.news([answer.index for answer, _ in heard]):
+            out += data(piece_of(news.answer, Delta()) | news.as_json(request.timings_per_token))
+        for answer, events in heard:
             delta = prepared.tellers[answer.index].told(events)
+            if delta.text or delta.tokens:
+                more = {"timings": timings(answer)} if request.timings_per_token else {}
+                out += data(piece_of(answer, delta) | more)
+                if "\n" in delta.text:
+                    has_new_line.add(answer.index)
             if delta.finish is not None:
                 n_open -= 1
-                out += data(final(prepared, answer, delta))
-            elif delta.text:
-                out += data(partial(answer, delta))
+                out += data(final(prepared, answer, Delta(finish=delta.finish), answer.index in has_new_line))
         if out:
             yield out
 
@@ -179,11 +201,13 @@ async def llamacpp_chunks(prepared: Prepared) -> AsyncIterator[bytes]:
 async def llamacpp_whole(prepared: Prepared) -> Json | list[Json]:
     """Return the whole answer in llama.cpp's form: an object, or a list of them for several answers."""
     told = await gathered(prepared.answers, prepared.tellers)
-    found = [final(prepared, *each) for each in zip(prepared.answers, told, strict=True)]
+    found = [
+        final(prepared, answer, delta, "\n" in delta.text) for answer, delta in zip(prepared.answers, told, strict=True)
+    ]
     return found[0] if len(found) == 1 else found
 
 
-def partial(answer: Answer, delta: Delta) -> Json:
+def piece_of(answer: Answer, delta: Delta) -> Json:
     """Return a piece of an answer in llama.cpp's form."""
     found: Json = {
         "index": answer.index,
@@ -201,17 +225,17 @@ def partial(answer: Answer, delta: Delta) -> Json:
     return found
 
 
-def final(prepared: Prepared, answer: Answer, delta: Delta) -> Json:
-    """Return the end of an answer in llama.cpp's form; without a stream, all of it."""
+def final(prepared: Prepared, answer: Answer, delta: Delta, has_new_line: bool) -> Json:
+    """Return the end of an answer in llama.cpp's form, with what of it was not streamed."""
     generation, settings, request = answer.generation, prepared.settings, prepared.request
-    found = partial(answer, delta) | {
-        "tokens": delta.tokens if request.return_tokens or request.stream else [],
+    found = piece_of(answer, delta) | {
+        "tokens": delta.tokens if request.return_tokens else [],
         "stop": True,
         "model": prepared.service.name,
         "generation_settings": sampling_json(settings.sampling)
         | {"seed": generation.sampler.seed, "n_predict": settings.n_predict, "stop": list(settings.stops)},
         "prompt": detokenize(prepared.service.model, answer.prompt),
-        "has_new_line": "\n" in delta.text,
+        "has_new_line": has_new_line,
         "truncated": delta.finish == "context",
         "stop_type": STOP_TYPES[delta.finish or "end"],
         "stopping_word": generation.stream.stopped or "",

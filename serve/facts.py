@@ -1,5 +1,6 @@
 """What a server says of itself and its models: /props and /v1/models, by llama.cpp's and OpenAI's names."""
 
+from functools import cache
 from typing import Any
 
 from gguf.constants import Keys
@@ -48,9 +49,19 @@ def props(service: Service) -> Json:
 
 def build_info() -> str:
     """Return which program answers."""
+    return f"moe-gguf {_version()}"
+
+
+def fingerprint() -> str:
+    """Return what OpenAI calls the system's fingerprint, in the form that llama.cpp's has."""
+    return f"b{_version()}"
+
+
+@cache
+def _version() -> str:
     from importlib.metadata import version
 
-    return f"moe-gguf {version('moe-gguf')}"
+    return version("moe-gguf")
 
 
 def sampling_json(sampling: SamplingOptions) -> Json:

@@ -21,6 +21,7 @@ KEY_VARIABLE = "MOE_GGUF_API_KEY"
 OPEN_PATHS = ("/", "/health", "/v1/health", "/openapi.json")
 OPEN_FOLDERS = ("/page/",)
 ANY = "*"
+CLIENT = "client"  # whose turn it is, in a request's state: which key was given, where there are several
 
 
 class GuardError(MoeGgufError):
@@ -31,12 +32,14 @@ class GuardError(MoeGgufError):
 class Access:
     """Who may ask: those with one of the `keys` (anybody when there are none), and pages of the `origins`.
 
-    `is_local`: the server listens on a loopback address, where only names of it are taken as Host.
+    `is_local`: the server listens on a loopback address, where only names of it are taken as Host. `open_paths` need no
+    key, beside those that never do.
     """
 
     keys: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     is_local: bool = True
+    open_paths: frozenset[str] = frozenset()
 
 
 def access(host: str, keys: Sequence[str], key_file: Path | None, origins: Sequence[str]) -> Access:
@@ -114,7 +117,14 @@ class Guard:
         path = scope["path"]
         if path in OPEN_PATHS or path.startswith(OPEN_FOLDERS) or scope["method"] == "OPTIONS":
             return None
-        return None if self._knows(headers) else _unknown()
+        if path in self._access.open_paths and scope["method"] in ("GET", "HEAD"):
+            return None
+        key = self._key(headers)
+        if self._digests and key is None:
+            return _unknown()
+        if len(self._digests) > 1:  # one key is everybody's, and tells nobody from anybody
+            scope.setdefault("state", {})[CLIENT] = f"key {key}"
+        return None
 
     def _allows(self, origin: str | None, host: str) -> bool:
         """Tell whether a page of this origin may ask: our own, or one that was named. Programs name no origin."""
@@ -122,14 +132,14 @@ class Guard:
             return True
         return origin.partition("://")[2] == host and origin.startswith(("http://", "https://"))
 
-    def _knows(self, headers: Headers) -> bool:
-        if not self._digests:
-            return True
+    def _key(self, headers: Headers) -> int | None:
+        """Return which key was given, None for none of ours."""
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         digest = hashlib.sha256(given.encode()).digest()
         # Every key is compared, so that the time tells nothing.
-        return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
+        same = [hmac.compare_digest(digest, known) for known in self._digests]
+        return same.index(True) if any(same) else None
 
 
 def _unknown() -> Response:

@@ -100,6 +100,7 @@ class Generating(Sampling, kw_only=True):
     cache_prompt: bool | None = None
     timings_per_token: bool | None = None
     return_progress: bool | None = None
+    sse_ping_interval: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     t_max_predict_ms: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     x_experts: bool | Literal["sum", "layers"] | None = None
     x_only_expert: Annotated[int, Meta(ge=0, le=4095)] | None = None
@@ -121,6 +122,7 @@ class ChatRequest(Generating, kw_only=True):
     chat_template_kwargs: Json | None = None
     reasoning_format: Literal["auto", "none", "deepseek", "deepseek-legacy"] | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
 
 Tokens = list[int]

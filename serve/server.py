@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import uvicorn
@@ -17,6 +17,7 @@ from ..formats.errors import MoeGgufError
 from ..jobs.listener import SILENT, Listener
 from ..runner.interrupt import SIGNALS
 from .application import Application
+from .folders import folder_routes, open_paths
 from .guard import Access, Guard
 from .models import Models, Shelf
 from .pages import page_routes
@@ -28,7 +29,7 @@ SWITCH_SECONDS = 0.0005
 
 @dataclass(frozen=True)
 class Request:
-    """What is served, a model or a shelf of them, and to whom."""
+    """What is served, a model or a shelf of them, and to whom; `page` is a folder with another page than ours."""
 
     model: Path | None = None
     host: str = "127.0.0.1"
@@ -38,6 +39,7 @@ class Request:
     options: ModelOptions = field(default_factory=ModelOptions)
     largest_body: int = 32 * 1024 * 1024
     stop_seconds: float = 30.0
+    page: Path | None = None
 
 
 class ServerError(MoeGgufError):
@@ -46,13 +48,16 @@ class ServerError(MoeGgufError):
 
 def run(request: Request, listener: Listener = SILENT, on_ready: Callable[[str], object] | None = None) -> None:
     """Load the model and answer until a signal comes; `on_ready` hears the address. Raises MoeGgufError."""
+    pages, allowed = page_routes(), request.access
+    if request.page is not None:
+        pages, allowed = folder_routes(request.page), replace(allowed, open_paths=open_paths(request.page))
     sockets = bound(request.host, request.port)
     try:
         models = shelved(request, listener)
         try:
             sys.setswitchinterval(SWITCH_SECONDS)
-            application = Application(models, request.largest_body).asgi(page_routes())
-            serve(Guard(application, request.access), sockets, request.stop_seconds, on_ready)
+            application = Application(models, request.largest_body).asgi(pages)
+            serve(Guard(application, allowed), sockets, request.stop_seconds, on_ready)
         finally:
             models.close(request.stop_seconds)
     finally:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from ..runner.model import Model, detokenize, piece
+from .beginnings import beginning
 from .chat import messages_of
 from .errors import ApiError
 from .prompts import mixed
@@ -45,10 +46,4 @@ def detokenized(request: DetokenizeRequest, service: Service) -> Json:
 def templated(request: ChatRequest, service: Service) -> Json:
     """Return the text of the prompt that messages become. Raises EngineError."""
     tools = toolset(request, messages_of(request), service.tool_format, service.model)
-    rendered = service.chat.render(
-        tools.messages,
-        tools.shown,
-        request.chat_template_kwargs,
-        request.add_generation_prompt is not False,
-    )
-    return {"prompt": rendered.text}
+    return {"prompt": beginning(request, service, tools).rendered.text}
