@@ -49,6 +49,7 @@ class Application:
             *(("/v1/chat/completions", self.chat), ("/chat/completions", self.chat)),
             *(("/v1/completions", self.completions), ("/completions", self.completion)),
             *(("/completion", self.completion), ("/v1/embeddings", self.embeddings), ("/embeddings", self.embeddings)),
+            ("/v1/streams/lookup", self.streams),
             *(("/v1/messages", self.messages), ("/v1/messages/count_tokens", self.count_tokens)),
             *(("/tokenize", self.tokenize), ("/detokenize", self.detokenize), ("/apply-template", self.apply_template)),
         )
@@ -75,6 +76,10 @@ class Application:
         """Return counters for Prometheus."""
         async with self.models.leased(request.query_params.get("model")) as service:
             return Response(metrics(service), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def streams(self, _: Request) -> Response:
+        """Say that no stream is kept that a client could come back to: an answer ends when its client goes away."""
+        return json_response([])
 
     async def listed(self, _: Request) -> Response:
         """List the models."""

@@ -3,8 +3,11 @@
 import mimetypes
 from pathlib import Path
 
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
 from ..formats.errors import MoeGgufError
 
@@ -21,13 +24,23 @@ class FolderError(MoeGgufError):
     """A folder that holds no page."""
 
 
+class Files(StaticFiles):
+    """The files of a folder; where there is nothing to read there is nothing to write either."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """Return a file; see Starlette."""
+        if scope["method"] not in ("GET", "HEAD"):
+            raise HTTPException(404)
+        return await super().get_response(path, scope)
+
+
 def folder_routes(folder: Path) -> list[BaseRoute]:
     """Return what serves a folder's files, those of links out of it excepted. Raises FolderError without a page."""
     if not (folder / "index.html").is_file():
         raise FolderError(f"{folder}: there is no index.html in it; --path names a folder with a page")
     for suffix, kind in TYPES.items():
         mimetypes.add_type(kind, suffix)
-    return [Mount("/", StaticFiles(directory=folder, html=True))]
+    return [Mount("/", Files(directory=folder, html=True))]
 
 
 def open_paths(folder: Path) -> frozenset[str]:

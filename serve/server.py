@@ -17,6 +17,7 @@ from ..formats.errors import MoeGgufError
 from ..jobs.listener import SILENT, Listener
 from ..runner.interrupt import SIGNALS
 from .application import Application
+from .connections import Protocol, allow_many_files, let_stalled_go
 from .folders import folder_routes, open_paths
 from .guard import Access, Guard
 from .models import Models, Shelf
@@ -56,6 +57,7 @@ def run(request: Request, listener: Listener = SILENT, on_ready: Callable[[str],
         models = shelved(request, listener)
         try:
             sys.setswitchinterval(SWITCH_SECONDS)
+            allow_many_files()
             application = Application(models, request.largest_body).asgi(pages)
             serve(Guard(application, allowed), sockets, request.stop_seconds, on_ready)
         finally:
@@ -84,6 +86,7 @@ def bound(host: str, port: int) -> socket.socket:
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((host, port))
+        let_stalled_go(found)
     except (OSError, OverflowError) as error:
         found.close()
         reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -112,6 +115,8 @@ def serve(application: ASGIApp, found: socket.socket, seconds: float, on_ready: 
     """Answer at a socket until a signal comes; then answers have `seconds` to end."""
     config = uvicorn.Config(
         application,
+        http=Protocol,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,

@@ -12,6 +12,7 @@ import pytest
 import uvicorn
 from moe_gguf.jobs.loading import LoadRequest
 from moe_gguf.serve.application import Application
+from moe_gguf.serve.connections import Protocol
 from moe_gguf.serve.models import Models
 from moe_gguf.serve.scheduler import Limits
 from moe_gguf.serve.server import bound
@@ -28,12 +29,12 @@ def options(**settings: Any) -> ModelOptions:
 
 
 @contextmanager
-def serving(models: Models, largest_body: int = 1_000_000) -> Iterator[str]:
+def serving(models: Models, largest_body: int = 1_000_000, protocol: type[Protocol] = Protocol) -> Iterator[str]:
     """Serve at a free port of the loopback; give the address."""
     found = bound("127.0.0.1", 0)
     config = uvicorn.Config(
-        Application(models, largest_body).asgi(), log_config=None, access_log=False, lifespan="off",
-        timeout_graceful_shutdown=1,
+        Application(models, largest_body).asgi(), http=protocol, ws="none", log_config=None, access_log=False,
+        lifespan="off", timeout_graceful_shutdown=1,
     )  # fmt: skip
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([found])), daemon=True)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from moe_gguf.serve.application import client_of
 from moe_gguf.serve.guard import KEY_VARIABLE, Access, Guard, GuardError, access
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -11,8 +12,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 
-async def _anything(_: Request) -> Response:
-    return PlainTextResponse("in")
+async def _anything(request: Request) -> Response:
+    return PlainTextResponse(client_of(request))
 
 
 PATHS = ("/", "/health", "/v1/models")
@@ -46,6 +47,17 @@ async def test_keys(headers: dict[str, str], status: int) -> None:
         assert answer.status_code == status
         assert status == 200 or answer.json()["error"]["code"] == "invalid_api_key"
         assert (await http.get("/health")).status_code == 200 and (await http.get("/")).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_clients_take_turns_by_their_keys_where_there_are_several() -> None:
+    async def whose(allowed: Access, key: str) -> str:
+        async with client(allowed) as http:
+            return (await http.get("/v1/models", headers={"X-Api-Key": key})).text
+
+    both = Access(("one", "two"))
+    assert [await whose(both, key) for key in ("one", "two", "one")] == ["key 0", "key 1", "key 0"]
+    assert await whose(Access(("one",)), "one") == await whose(Access(), "") == "127.0.0.1"
 
 
 @pytest.mark.anyio

@@ -2,7 +2,9 @@
 
 import json
 import socket
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,8 +12,12 @@ import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
+from moe_gguf.serve.connections import Protocol
+from moe_gguf.serve.models import Models
 from moe_gguf.serve.openapi import description
 from moe_gguf.serve.service import Service
+
+from .conftest import serving
 
 SCHEMA = schemathesis.openapi.from_dict(description())
 CHAT = "/v1/chat/completions"
@@ -19,7 +25,7 @@ CHAT = "/v1/chat/completions"
 
 @SCHEMA.parametrize()
 @settings(
-    max_examples=12, deadline=None, phases=[Phase.generate],
+    max_examples=12, deadline=None, derandomize=True, phases=[Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much],
 )  # fmt: skip
 def test_what_the_description_allows_is_answered_and_the_rest_refused(case: Any, address: str) -> None:
@@ -79,7 +85,7 @@ def test_bodies_are_bounded(http: httpx.Client) -> None:
 
 def test_idle_and_slow_clients_keep_nobody_out(address: str, http: httpx.Client) -> None:
     split = urlsplit(address)
-    idle = [socket.create_connection((split.hostname, split.port)) for _ in range(400)]
+    idle = [socket.create_connection((split.hostname, split.port)) for _ in range(1000)]
     try:
         for number, each in enumerate(idle):
             each.sendall(
@@ -92,6 +98,44 @@ def test_idle_and_slow_clients_keep_nobody_out(address: str, http: httpx.Client)
     finally:
         for each in idle:
             each.close()
+
+
+def test_who_sends_no_whole_head_is_cut(service: Service) -> None:
+    class Impatient(Protocol):
+        seconds = 0.4
+
+    with serving(Models.single(service), protocol=Impatient) as address, httpx.Client(base_url=address) as http:
+        split = urlsplit(address)
+        clients = [socket.create_connection((split.hostname, split.port), timeout=10) for _ in range(4)]
+        silent, dripping, chatty, again = clients
+        again.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answered = b""
+        while not answered.endswith(b'{"status":"ok"}'):
+            answered += again.recv(1000)
+        again.sendall(b"GET /hea")
+        gone = 0
+        for letter in b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 50:
+            try:
+                dripping.sendall(bytes([letter]))
+            except OSError:
+                gone += 1
+                break
+            assert http.get("/health").status_code == 200  # others are served, on a connection that stays
+            time.sleep(0.02)
+        assert gone and ended(silent) and ended(again)
+        with suppress(OSError):
+            chatty.sendall(b"GET / HTTP/1.1\r\nX: " + b"a" * 1_000_000)
+        assert ended(chatty)
+        for each in clients:
+            each.close()
+
+
+def ended(client: socket.socket) -> bool:
+    """Tell whether the other side has ended a connection."""
+    try:
+        return client.recv(1) == b""
+    except ConnectionError:
+        return True
 
 
 def test_who_leaves_in_the_middle_frees_the_place(address: str, http: httpx.Client, service: Service) -> None:
