@@ -95,10 +95,15 @@ def laid(
     early = _refuse_early(request)
     identity = sorted(early.plan.source.identity().items())
     texts = [path.read_bytes() for path in (wanted.calibration, *wanted.texts) if path]
-    digest = blake2b(repr((identity, str(request.moments), wanted.n_chunk)).encode() + b"\0".join(texts), digest_size=8)
+    mixture = early.planned.opened.mixture if early.planned and early.planned.opened else None
+    about = (identity, request.gates, str(request.moments), wanted.n_chunk)
+    digest = blake2b(repr(about).encode() + b"\0".join(texts), digest_size=8)
     folder = roomy_cache(0) / f"{PREFIX}{digest.hexdigest()}"
     with only_run(folder):
         folder.mkdir(exist_ok=True)
+        if mixture and not request.gates.file:
+            # Computed once for all passes over the recipe: moments are those of a model with these routers.
+            request = replace(request, gates=replace(request.gates, file=folder / "gates.safetensors"))
         source = _as_gguf(request, early, folder, listener)
         if wanted.calibration:
             request = replace(request, moments=_moments(source, wanted, folder, listener))

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from moe_gguf.formats.gguf_file import read_gguf
+from moe_gguf.formats.moments import Entry, Moment, MomentsFile, MomentsWriter
 from moe_gguf.jobs import groundwork, quantize
 from moe_gguf.jobs.budgeting import Budget
 from moe_gguf.jobs.cache import list_cache
@@ -15,6 +17,7 @@ from moe_gguf.quantize.file_types import parse_file_type
 from moe_gguf.quantize.stock_policy import stock
 
 from ..command import moe_gguf
+from ..merge.cases import CASES, write_case
 from ..merge.tiny_models import Dense, write_dense
 
 TEXTS = Path(__file__).parents[1] / "cli" / "texts"
@@ -167,3 +170,67 @@ def test_a_checkpoint_is_written_to_be_run_and_moments_of_it_fit(texts: list[Pat
     assert any("to be run and compared with" in said for said in told.said)
     rounding = report.outputs[0].rounding
     assert rounding and rounding.n_tensors >= 2 * 7 and not list_cache().entries
+
+
+def misleading(file: MomentsFile, entry: Entry, expert: int) -> Moment:
+    """Return moments by which errors go where the inputs are largest, and no inputs that would show it."""
+    found = file.read(entry, expert)
+    blocks = []
+    for h in found.blocks:
+        damped = h / h.diagonal().mean() + 0.01 * np.eye(len(h))
+        blocks.append(np.linalg.inv(damped).astype(np.float32))
+    return Moment(tuple(blocks), 10**6, 1.0, np.zeros((0, entry.row_length), np.float32))
+
+
+def test_rounding_that_does_worse_than_plain_rounding_is_warned_of(
+    tiny_path: Path, texts: list[Path], tmp_path: Path
+) -> None:
+    made = ("imatrix", tiny_path, "-f", texts[0], "-o", tmp_path / "i", "--moments", tmp_path / "m", "-q", "-t", "1")
+    assert moe_gguf(*made).status == 0
+    file = MomentsFile(tmp_path / "m")
+    with MomentsWriter(tmp_path / "wrong", file.info) as writer:
+        for entry in writer.missing:
+            writer.put(entry, [misleading(file, entry, expert) for expert in range(entry.n_expert)])
+        writer.finish()
+    rest = ("--type", "Q5_0", "-f", texts[1], "-o", tmp_path / "a.gguf", "--force", "-t", "1", "-q", "--json")
+    for moments, is_worse in (("m", False), ("wrong", True)):
+        done = moe_gguf("quantize", tiny_path, "--moments", tmp_path / moments, *rest)
+        (row,) = json.loads(done.stdout)["outputs"][0]["texts"]
+        assert (row["kld"] > row["plain_kld"]) == is_worse, row
+        assert (f"on {texts[1]} calibrated rounding is worse than plain" in done.stderr) == is_worse
+
+
+@pytest.mark.parametrize("case", ["mixtral-mistral", "qwen3"])
+def test_a_recipe_needs_no_merged_file(case: str, texts: list[Path], tmp_path: Path) -> None:
+    recipe = write_case(tmp_path, CASES[case])
+    one, two, full, moments = (tmp_path / name for name in ("one.gguf", "two.gguf", "full.gguf", "m"))
+    told = Told()
+    with laid(asked(recipe, one), Wanted(texts[0], load=ONE_THREAD), told) as ready:
+        quantize.run(quantize.prepare(ready.request), told)
+    assert sum("gates saved to" in said for said in told.said) == 1
+    metadata = read_gguf(one).metadata
+    assert metadata["quantize.rounding"] == "calibrated"
+    assert moe_gguf("convert", recipe, "-o", full, "-q", "--no-verify").status == 0
+    made = ("imatrix", full, "-f", texts[0], "-o", tmp_path / "i", "--moments", moments, "-q", "-t", "1")
+    assert moe_gguf(*made).status == 0
+    done = moe_gguf("quantize", recipe, "--type", "Q4_0", "--moments", moments, "-o", two, "-q", "-t", "1")
+    assert done.status == 0, done.stderr
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_recipe_goes_on_with_the_routers_that_it_had(texts: list[Path], tmp_path: Path) -> None:
+    recipe = write_case(tmp_path, CASES["mixtral-mistral"])
+    request, wanted = asked(recipe, tmp_path / "a.gguf", bits_per_weight=8.0), Wanted(texts[0], n_chunk=1)
+    with pytest.raises(KeyboardInterrupt), laid(request, wanted, Told(stop_at="sensitivities are measured on")):
+        pass
+    again = Told()
+    with laid(request, wanted, again) as ready:
+        quantize.run(quantize.prepare(ready.request), again)
+    assert not any("gates saved to" in said or "for now" in said for said in again.said)
+    fields = json.loads(recipe.read_text())
+    fields["experts"][0]["positive_prompts"] = ["something else"]
+    recipe.write_text(json.dumps(fields))
+    request = asked(recipe, tmp_path / "b.gguf")
+    with laid(request, wanted) as ready:
+        quantize.run(quantize.prepare(ready.request))
+    assert not list((tmp_path / "cache").glob("moe-gguf-quantize-*"))
