@@ -24,6 +24,7 @@ from .models import Models
 from .openapi import description
 from .requests import ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, TokenizeRequest, decode
 from .service import Service
+from .texts import counted as chat_tokens
 from .texts import detokenized, templated, tokenized
 from .watching import metrics, slots
 
@@ -51,6 +52,7 @@ class Application:
             *(("/completion", self.completion), ("/v1/embeddings", self.embeddings), ("/embeddings", self.embeddings)),
             ("/v1/streams/lookup", self.streams),
             *(("/v1/messages", self.messages), ("/v1/messages/count_tokens", self.count_tokens)),
+            *((f"{v1}/chat/completions/input_tokens", self.input_tokens) for v1 in ("", "/v1")),
             *(("/tokenize", self.tokenize), ("/detokenize", self.detokenize), ("/apply-template", self.apply_template)),
         )
         return [
@@ -129,6 +131,10 @@ class Application:
     async def count_tokens(self, request: Request) -> Response:
         """Count the tokens of messages."""
         return await self.computed(request, MessagesRequest, counted)
+
+    async def input_tokens(self, request: Request) -> Response:
+        """Count the tokens of messages, in llama.cpp's form."""
+        return await self.computed(request, ChatRequest, chat_tokens)
 
     async def tokenize(self, request: Request) -> Response:
         """Return tokens of a text."""

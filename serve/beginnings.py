@@ -57,4 +57,6 @@ def begun_answer(request: ChatRequest, messages: list[Message]) -> Message | Non
         is_whole = request.add_generation_prompt is not None
     else:
         is_whole = not request.continue_final_message
+    if not is_whole and len(messages) > 1 and messages[-2].role == "assistant":
+        raise ApiError(400, "two messages of the assistant at the end cannot both be gone on with", "messages")
     return None if is_whole else last

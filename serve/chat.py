@@ -150,7 +150,7 @@ async def chunks(prepared: Prepared) -> AsyncIterator[bytes]:
         if out:
             yield out
     if usage_wanted:
-        yield data(prepared.chunk([], usage=usage(answers)))
+        yield data(prepared.chunk([], usage=usage(answers), timings=timings(answers[0])))
     yield DONE
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import anyio.to_thread
 from starlette.responses import Response
 
-from ..runner.model import detokenize
+from ..runner.model import detokenize, end_tokens
 from ..runner.templates.thinking import ThoughtStream
 from .answer import Answer
 from .chat import by_answer, gathered, seeded
 from .errors import ApiError
 from .event_stream import DONE, EventStream, WholeAnswer, data, failure
 from .facts import fingerprint, sampling_json
-from .prompts import prompts_of
+from .prompts import prompts_of, spelled
 from .requests import CompletionRequest
 from .sampling_fields import sampling_of
 from .service import Service, Settings
@@ -120,7 +120,7 @@ async def chunks(prepared: Prepared) -> AsyncIterator[bytes]:
         if out:
             yield out
     if request.stream_options and request.stream_options.include_usage:
-        yield data(prepared.head() | {"choices": [], "usage": usage(answers)})
+        yield data(prepared.head() | {"choices": [], "usage": usage(answers), "timings": timings(answers[0])})
     yield DONE
 
 
@@ -227,14 +227,13 @@ def piece_of(answer: Answer, delta: Delta) -> Json:
 
 def final(prepared: Prepared, answer: Answer, delta: Delta, has_new_line: bool) -> Json:
     """Return the end of an answer in llama.cpp's form, with what of it was not streamed."""
-    generation, settings, request = answer.generation, prepared.settings, prepared.request
+    generation, request = answer.generation, prepared.request
     found = piece_of(answer, delta) | {
         "tokens": delta.tokens if request.return_tokens else [],
         "stop": True,
         "model": prepared.service.name,
-        "generation_settings": sampling_json(settings.sampling)
-        | {"seed": generation.sampler.seed, "n_predict": settings.n_predict, "stop": list(settings.stops)},
-        "prompt": detokenize(prepared.service.model, answer.prompt),
+        "generation_settings": generation_settings(prepared, answer),
+        "prompt": spelled(prepared.service.model, answer.prompt),
         "has_new_line": has_new_line,
         "truncated": delta.finish == "context",
         "stop_type": STOP_TYPES[delta.finish or "end"],
@@ -244,6 +243,25 @@ def final(prepared: Prepared, answer: Answer, delta: Delta, has_new_line: bool) 
     }
     fields = request.response_fields
     return {name: _nested(found, name) for name in fields} if fields else found
+
+
+def generation_settings(prepared: Prepared, answer: Answer) -> Json:
+    """Return what an answer was made with, by llama.cpp's names."""
+    settings, request, model = prepared.settings, prepared.request, prepared.service.model
+    sampling = settings.sampling
+    biases = dict.fromkeys(end_tokens(model), None) if sampling.ignore_eos else {}
+    biases |= {token: None if bias == float("-inf") else bias for token, bias in sampling.logit_bias}
+    return sampling_json(sampling) | {
+        "seed": answer.generation.sampler.seed,
+        "n_predict": settings.n_predict,
+        "max_tokens": settings.n_predict,
+        "stop": list(settings.stops),
+        "stream": bool(request.stream),
+        "n_probs": settings.n_logprobs or 0,
+        "timings_per_token": bool(request.timings_per_token),
+        "logit_bias": [{"token": token, "bias": bias} for token, bias in biases.items()],
+        "grammar": sampling.grammar or "",
+    }
 
 
 def _nested(found: Any, path: str) -> Any:

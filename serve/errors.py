@@ -24,10 +24,13 @@ RETRY_SECONDS = 2
 
 
 class ApiError(MoeGgufError):
-    """A request that is refused: a status, a sentence, the parameter that is wrong, OpenAI's code."""
+    """A request that is refused: a status, a sentence, the wrong parameter, OpenAI's code, numbers beside them."""
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, param: str | None = None, code: str | None = None, **more: int
+    ) -> None:
         super().__init__(message)
+        self.more = more
         self.status = status
         self.param = param
         self.code = code
@@ -40,7 +43,7 @@ class ApiError(MoeGgufError):
     def as_json(self) -> dict[str, Any]:
         """Return the body."""
         kind = TYPES.get(self.status, "server_error")
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code, **self.more}}
 
 
 def api_error(error: MoeGgufError, hidden: tuple[tuple[str, str], ...] = ()) -> ApiError:

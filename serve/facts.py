@@ -74,6 +74,7 @@ def sampling_json(sampling: SamplingOptions) -> Json:
     )
     found = {name: getattr(sampling, name) for name in same}
     seed = -1 if sampling.seed is None else sampling.seed
+    found["dry_sequence_breakers"] = list(sampling.dry_sequence_breakers)
     return {"seed": seed, "temperature": sampling.temp, **found, "samplers": list(sampling.samplers)}
 
 

@@ -2,24 +2,43 @@
 
 from typing import Any
 
-from ..runner.model import Model, tokenize
+from ..runner.model import Model, spell, tokenize
 from ..runner.templates.chat_format import continued
 from .errors import ApiError
+from .requests import Prompt
 
 MOST_PROMPTS = 256
 
 
-def prompts_of(model: Model, prompt: str | list[Any], param: str = "prompt") -> list[list[int]]:
+def prompts_of(model: Model, prompt: Prompt, param: str = "prompt") -> list[list[int]]:
     """Return the tokens of each prompt. Raises ApiError and EngineError."""
-    if isinstance(prompt, str):
-        return [continued(model, prompt)]
+    if isinstance(prompt, str | dict):
+        return [continued(model, _text(prompt, param))]
     if not prompt:
         raise ApiError(400, f"{param} is empty", param)
-    if all(isinstance(each, str) for each in prompt) or all(isinstance(each, list) for each in prompt):
-        if len(prompt) > MOST_PROMPTS:
-            raise ApiError(400, f"{param} has {len(prompt)} prompts; {MOST_PROMPTS} are the most", param)
-        return [continued(model, each) if isinstance(each, str) else mixed(model, each, param) for each in prompt]
-    return [mixed(model, prompt, param)]
+    if any(isinstance(each, int) for each in prompt):
+        return [mixed(model, prompt, param)]
+    if len(prompt) > MOST_PROMPTS:
+        raise ApiError(400, f"{param} has {len(prompt)} prompts; {MOST_PROMPTS} are the most", param)
+    return [
+        mixed(model, each, param) if isinstance(each, list) else continued(model, _text(each, param)) for each in prompt
+    ]
+
+
+def _text(prompt: Any, param: str) -> str:
+    """Return a prompt's text; llama.cpp wraps one that may have images beside it."""
+    if isinstance(prompt, str):
+        return prompt
+    if not isinstance(prompt, dict) or not isinstance(prompt.get("prompt_string"), str):
+        raise ApiError(400, f"{param} is a text, tokens, or a list of these", param)
+    if prompt.get("multimodal_data"):
+        raise ApiError(400, f"{param}: there are no images or sounds here", param)
+    return prompt["prompt_string"]
+
+
+def spelled(model: Model, tokens: list[int]) -> str:
+    """Return the text of tokens, those of control spelled out."""
+    return b"".join(spell(model, token, special=True) for token in tokens).decode("utf-8", "replace")
 
 
 def mixed(model: Model, parts: list[Any], param: str = "prompt", add_special: bool = True) -> list[int]:

@@ -126,7 +126,7 @@ class ChatRequest(Generating, kw_only=True):
 
 
 Tokens = list[int]
-Prompt = str | list[Any]
+Prompt = str | list[Any] | Json
 
 
 class CompletionRequest(Generating, kw_only=True):
@@ -156,7 +156,7 @@ class EmbeddingRequest(msgspec.Struct, kw_only=True):
 class TokenizeRequest(msgspec.Struct, kw_only=True):
     """POST /tokenize."""
 
-    content: Prompt = ""
+    content: str | list[Any] = ""
     add_special: bool = False
     parse_special: bool = True
     with_pieces: bool = False

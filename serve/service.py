@@ -176,7 +176,8 @@ class Service:
             raise ApiError(400, "the prompt is empty", "prompt")
         if len(prompt) >= n_ctx:
             message = f"the prompt has {len(prompt)} tokens, the context {n_ctx}; shorten it"
-            raise ApiError(400, message, "messages", "context_length_exceeded")
+            code = "context_length_exceeded"
+            raise ApiError(400, message, "messages", code, n_prompt_tokens=len(prompt), n_ctx=n_ctx)
         if outside := [token for token in prompt if not 0 <= token < n_vocab]:
             raise ApiError(400, f"token {outside[0]} is not in the vocabulary of {n_vocab}", "prompt")
         if (settings.asks_experts or settings.only_expert is not None) and not self.has_router_tap:

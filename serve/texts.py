@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from ..runner.model import Model, detokenize, piece
+from ..runner.model import Model, spell
 from .beginnings import beginning
 from .chat import messages_of
 from .errors import ApiError
-from .prompts import mixed
+from .prompts import mixed, spelled
 from .requests import ChatRequest, DetokenizeRequest, TokenizeRequest
 from .service import Service
 from .tools import toolset
@@ -29,7 +29,7 @@ def tokenized(request: TokenizeRequest, service: Service) -> Json:
 
 
 def _piece(model: Model, token: int) -> str | list[int]:
-    data = piece(model, token)
+    data = spell(model, token, special=True)
     try:
         return data.decode()
     except UnicodeDecodeError:
@@ -40,7 +40,13 @@ def detokenized(request: DetokenizeRequest, service: Service) -> Json:
     """Return the text of tokens. Raises ApiError for one that is not in the vocabulary."""
     if outside := [token for token in request.tokens if token >= service.model.n_vocab]:
         raise ApiError(400, f"token {outside[0]} is not in the vocabulary of {service.model.n_vocab}", "tokens")
-    return {"content": detokenize(service.model, request.tokens)}
+    return {"content": spelled(service.model, request.tokens)}
+
+
+def counted(request: ChatRequest, service: Service) -> Json:
+    """Return how many tokens the prompt has that messages become. Raises EngineError."""
+    tools = toolset(request, messages_of(request), service.tool_format, service.model)
+    return {"input_tokens": len(service.chat.tokens(beginning(request, service, tools).rendered))}
 
 
 def templated(request: ChatRequest, service: Service) -> Json:

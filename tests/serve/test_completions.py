@@ -59,10 +59,20 @@ def test_llamacpps_form(http: httpx.Client) -> None:
     whole = http.post("/completion", json=body).json()
     assert whole["stop"] and whole["stop_type"] == "limit" and whole["tokens_predicted"] == 5
     assert len(whole["tokens"]) == len(whole["completion_probabilities"]) == 5
-    assert whole["generation_settings"]["seed"] == 4
+    settings = whole["generation_settings"]
+    assert settings["seed"] == 4 and {"token": 2, "bias": None} in settings["logit_bias"]
     assert http.post("/detokenize", json={"tokens": whole["tokens"]}).json()["content"] == whole["content"]
     fields = http.post("/completion", json=body | {"response_fields": ["content", "timings/predicted_n"]}).json()
     assert fields == {"content": whole["content"], "timings/predicted_n": 5}
+
+
+def test_a_wrapped_prompt_is_its_text(http: httpx.Client) -> None:
+    def said(prompt: object) -> object:
+        answer = http.post("/completion", json={"prompt": prompt, "n_predict": 4, "seed": 1})
+        return answer.json()["content"] if answer.status_code == 200 else answer.status_code
+
+    assert said({"prompt_string": TEXT}) == said(TEXT) != 400
+    assert said({"prompt_string": TEXT, "multimodal_data": ["AAAA"]}) == said({"text": TEXT}) == said([None]) == 400
 
 
 def test_tokens_and_back(http: httpx.Client, tiny: Model) -> None:

@@ -74,6 +74,21 @@ def test_progress_and_timings_come_as_from_llama_server(http: httpx.Client, serv
     assert final["predicted_per_second"] == pytest.approx(3000 / final["predicted_ms"])
 
 
+def test_a_prompt_that_is_too_long_is_refused_with_both_lengths(http: httpx.Client, service: Service) -> None:
+    answer = http.post(CHAT, json={"messages": [{"role": "user", "content": "a" * 5000}]})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["n_ctx"]) == (400, "context_length_exceeded", 2048)
+    assert error["n_prompt_tokens"] > 2048
+
+
+def test_usage_comes_with_timings_and_prompts_are_counted(http: httpx.Client) -> None:
+    body = {"messages": ASKS["messages"], "max_tokens": 3}
+    *_, last = streamed(http, CHAT, body | {"stream": True, "stream_options": {"include_usage": True}})
+    assert not last["choices"] and tuple(last["timings"]) == TIMINGS
+    counted = http.post("/v1/chat/completions/input_tokens", json=body).json()
+    assert counted == {"input_tokens": last["usage"]["prompt_tokens"]}
+
+
 def test_nothing_of_it_comes_unasked(http: httpx.Client) -> None:
     body = {"messages": ASKS["messages"], "stream": True, "max_tokens": 3}
     *chunks, last = streamed(http, CHAT, body)
@@ -105,6 +120,7 @@ def test_an_answer_that_has_begun_is_gone_on_with(http: httpx.Client, more: dict
     both = {"messages": messages, "continue_final_message": True, "add_generation_prompt": True}
     assert http.post(CHAT, json=both).status_code == 400
     assert http.post(CHAT, json={"messages": messages[:1], "continue_final_message": True}).status_code == 400
+    assert http.post(CHAT, json={"messages": [*messages, messages[1]]}).status_code == 400
 
 
 @pytest.fixture
