@@ -68,8 +68,11 @@ def command(
 def show(report: "Report") -> None:
     """Print the roles, the most sensitive first, and the layers."""
     found = report.sensitivity
-    for role, kld in sorted(found.roles.items(), key=lambda item: -item[1]):
-        echo(f"{role.lower():12} {kld:9.5f} nats")
-    echo(f"all Q8_0: {found.floor:.5f} nats; all roles at once: {report.additivity:.2f}x of their sum")
+    kinds = tuple(report.additivity)
+    echo(f"{'nats':12}" + "".join(f"{kind:>12}" for kind in kinds))
+    for role, row in sorted(found.roles.items(), key=lambda item: -max(item[1].values())):
+        echo(f"{role.lower():12}" + "".join(f"{row[kind]:12.5f}" for kind in kinds))
+    together = " and ".join(f"{report.additivity[kind]:.2f}x" for kind in kinds)
+    echo(f"all Q8_0: {found.floor:.5f} nats; all roles at once: {together} of their sums")
     layers = ", ".join(f"{layer}: {factor:.2f}" for layer, factor in found.layers.items())
     say(f"by layer: {layers}")

@@ -1,8 +1,8 @@
 """How much a model suffers where: divergence when one role, or one group of layers, alone has about four bits.
 
-Two files are quantized, one of eight bits and one of four; each configuration takes its tensors from one or the other,
-is read once, and held against the predictions of the source. What each type does to a tensor needs no run: some of its
-rows are rounded. An interrupted run goes on.
+Three files are quantized, one of eight bits, and of fewer one with scales alone and one with minimums; each
+configuration takes its tensors from the first and another one, is read once, and held against the predictions of the
+source. What each type does to a tensor needs no run: some of its rows are rounded. An interrupted run goes on.
 
 Long because the configurations, their measurement and what is concluded from them belong together.
 """
@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from itertools import pairwise
 from math import prod
@@ -28,7 +29,7 @@ from ..quantize.budget import LADDER
 from ..quantize.fallback import fitting_type
 from ..quantize.file_types import parse_file_type
 from ..quantize.mixes import by_table
-from ..quantize.sensitivity import FINEST, REFERENCE, Sensitivity
+from ..quantize.sensitivity import FINEST, KINDS, SYMMETRIC, VERSION, Sensitivity, reference_of
 from . import compare, quantize
 from .listener import SILENT, Listener
 from .loading import DEFAULT_LOAD, LoadRequest
@@ -38,7 +39,7 @@ from .working_files import roomy_cache
 
 _T = GGMLQuantizationType
 # Roles with less than this share of the weights are measured with 16 bits too.
-SMALL, EXACTLY = 1 / 64, " at 16 bits"
+SMALL, EXACTLY = 1 / 64, "at 16 bits"
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,11 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured; `additivity` is the divergence of all roles at once over the sum of each alone."""
+    """What was measured; `additivity` is by kind the divergence of all roles at once over the sum of each alone."""
 
     sensitivity: Sensitivity
     path: Path
-    additivity: float
+    additivity: Mapping[str, float]
 
     def as_json(self) -> dict[str, Any]:
         """Return what `sensitivity --json` prints, and its file holds."""
@@ -98,11 +99,11 @@ def run(prepared: Prepared, listener: Listener = SILENT) -> Report:
     """Measure, and write the file once all is known."""
     request = prepared.request
     configurations = _configurations(prepared)
-    partial = request.outfile.with_name(request.outfile.name + ".partial")
-    known = _Known(partial, _identity(prepared))
+    unfinished = request.outfile.with_name(request.outfile.name + ".partial")
+    known = _Known(unfinished, _identity(prepared))
     if known.found:
-        listener.say(f"{len(known.found)} of {len(configurations)} measurements are there, in {partial}")
-    missing = {what: names for what, names in configurations.items() if what not in known.found}
+        listener.say(f"{len(known.found)} of {len(configurations)} measurements are there, in {unfinished}")
+    missing = {what: config for what, config in configurations.items() if what not in known.found}
     if missing:
         n_bytes = 3 * prepared.file.path.stat().st_size
         with (
@@ -110,15 +111,15 @@ def run(prepared: Prepared, listener: Listener = SILENT) -> Report:
             _measuring(prepared, Path(name), listener) as kld,
             listener.bar(len(missing), "measure sensitivities", " runs") as bar,
         ):
-            for what, names in missing.items():
-                known.add(what, kld(names, what.endswith(EXACTLY)))
+            for what, (names, how) in missing.items():
+                known.add(what, kld(names, how))
                 listener.detail(f"{what}: {known.found[what]:.5f} nats")
                 bar.update(1)
     sensitivity, additivity = _summed_up(prepared, known.found, _errors(prepared, listener))
     finished = request.outfile.with_name(request.outfile.name + ".new")
     finished.write_text(json.dumps(sensitivity.as_json(), indent=1) + "\n", encoding="utf-8")
     finished.replace(request.outfile)
-    partial.unlink(missing_ok=True)
+    unfinished.unlink(missing_ok=True)
     return Report(sensitivity, request.outfile, additivity)
 
 
@@ -146,7 +147,7 @@ class _Known:
 def _identity(prepared: Prepared) -> str:
     request = prepared.request
     read = [path for path in (request.moments, request.imatrix, *prepared.file.shards) if path]
-    settings = (request.n_chunk, request.n_group, request.n_ctx, _digest(request.text))
+    settings = (VERSION, request.n_chunk, request.n_group, request.n_ctx, _digest(request.text))
     return repr((settings, [file_identity(path) for path in read]))
 
 
@@ -154,17 +155,18 @@ def _digest(text: Path) -> str:
     return blake2b(text.read_bytes(), digest_size=16).hexdigest()
 
 
-def _configurations(prepared: Prepared) -> dict[str, frozenset[str]]:
-    """Return by configuration the tensors that have four bits in it, or are exact in those that say so."""
+def _configurations(prepared: Prepared) -> dict[str, tuple[frozenset[str], str]]:
+    """Return by configuration the tensors that differ from all others, and how: a kind of types, or EXACTLY."""
     names = prepared.tensors
-    configurations = {"floor": frozenset[str](), "all": frozenset(names)}
-    for role in _roles(prepared):
-        configurations[role.name] = frozenset(name for name in names if role_of(name) is role)
-    configurations |= {role.name + EXACTLY: configurations[role.name] for role in _small(prepared)}
+    roles = {role.name: frozenset(name for name in names if role_of(name) is role) for role in _roles(prepared)}
+    found = {"floor": (frozenset[str](), SYMMETRIC)}
+    for kind in KINDS:
+        found |= {f"{what} {kind}": (which, kind) for what, which in {"all": frozenset(names), **roles}.items()}
+    found |= {f"{role.name} {EXACTLY}": (roles[role.name], EXACTLY) for role in _small(prepared)}
     for start, stop in _groups(prepared):
         within = frozenset(name for name in names if start <= _layer(name) < stop)
-        configurations[f"layers {start} to {stop - 1}"] = within
-    return configurations
+        found[f"layers {start} to {stop - 1}"] = (within, SYMMETRIC)
+    return found
 
 
 def _small(prepared: Prepared) -> list[Role]:
@@ -194,21 +196,11 @@ def _layer(name: str) -> int:
 @contextmanager
 def _measuring(
     prepared: Prepared, folder: Path, listener: Listener
-) -> Iterator[Callable[[frozenset[str], bool], float]]:
-    """Make the two files and read the source; yields what measures the divergence with four bits in some tensors.
-
-    With True these have the bits of the source instead.
-    """
-    request = prepared.request
-    fine, coarse, variant = folder / "fine.gguf", folder / "coarse.gguf", folder / "variant.gguf"
-    listener.say(f"{prepared.file.path.name}: quantized to {FINEST.name} and {REFERENCE.name}, to be compared")
-    for qtype, path in ((FINEST, fine), (REFERENCE, coarse)):
-        types = {name: fitting_type(name, shape[0], qtype) for name, shape in prepared.tensors.items()}
-        mix = by_table(FINEST.name, parse_file_type(FINEST.name), types)
-        asked = quantize.Request(
-            prepared.file.path, (mix,), outfile=str(path), moments=request.moments, imatrix=request.imatrix
-        )
-        quantize.run(quantize.prepare(asked), listener)
+) -> Iterator[Callable[[frozenset[str], str], float]]:
+    """Make the files and read the source; yields what measures the divergence when some tensors differ so."""
+    request, variant = prepared.request, folder / "variant.gguf"
+    fine, *coarse = _quantized(prepared, folder, listener)
+    others = {EXACTLY: prepared.file.path, **dict(zip(KINDS, coarse, strict=True))}
     comparison = compare.Request(
         prepared.file.path,
         (),
@@ -222,11 +214,25 @@ def _measuring(
     )
     with compare.reading_base(compare.prepare(comparison), listener) as held_against:
 
-        def kld(names: frozenset[str], exactly: bool) -> float:
-            splice(fine, prepared.file.path if exactly else coarse, names, variant)
+        def kld(names: frozenset[str], how: str) -> float:
+            splice(fine, others[how], names, variant)
             return held_against(read_gguf(variant)).divergence.kld.value
 
         yield kld
+
+
+def _quantized(prepared: Prepared, folder: Path, listener: Listener) -> list[Path]:
+    """Write the model in one pass with the finest type, and with the reference of each kind."""
+    request, mixes = prepared.request, []
+    for what, wanted in (("fine", lambda _: FINEST), *((kind, partial(reference_of, kind)) for kind in KINDS)):
+        types = {name: fitting_type(name, shape[0], wanted(shape[0])) for name, shape in prepared.tensors.items()}
+        mixes.append(by_table(what, parse_file_type(FINEST.name), types))
+    asked = quantize.Request(
+        prepared.file.path, tuple(mixes), outfile=f"{folder}/", moments=request.moments, imatrix=request.imatrix
+    )
+    ready = quantize.prepare(asked)
+    quantize.run(ready, listener)
+    return [output.shards()[0][0] for output in ready.outputs]
 
 
 def _errors(prepared: Prepared, listener: Listener) -> dict[str, dict[str, float]]:
@@ -263,7 +269,7 @@ def _errors(prepared: Prepared, listener: Listener) -> dict[str, dict[str, float
 
 def _summed_up(
     prepared: Prepared, klds: Mapping[str, float], errors: Mapping[str, Mapping[str, float]]
-) -> tuple[Sensitivity, float]:
+) -> tuple[Sensitivity, dict[str, float]]:
     request, floor = prepared.request, klds["floor"]
     above = {what: max(kld - floor, 0.0) for what, kld in klds.items()}
     per_layer = {
@@ -273,16 +279,17 @@ def _summed_up(
     }
     mean = sum(per_layer.values()) / max(len(per_layer), 1)
     layers = {layer: value / mean for layer, value in per_layer.items()} if mean > 0 else {}
-    roles = {role.name: above[role.name] for role in _roles(prepared)}
-    summed = sum(roles.values())
-    additivity = above["all"] / summed if summed > 0 else 1.0
+    names, additivity = [role.name for role in _roles(prepared)], {}
+    for kind in KINDS:
+        summed = sum(above[f"{name} {kind}"] for name in names)
+        additivity[kind] = above[f"all {kind}"] / summed if summed > 0 else 1.0
     found = Sensitivity(
         model=prepared.file.path.name,
         text=_digest(request.text),
-        roles={role: value * additivity for role, value in roles.items()},
+        roles={name: {kind: above[f"{name} {kind}"] * additivity[kind] for kind in KINDS} for name in names},
         layers=layers,
         errors=errors,
-        exact={role.name: max(floor - klds[role.name + EXACTLY], 0.0) for role in _small(prepared)},
+        exact={role.name: max(floor - klds[f"{role.name} {EXACTLY}"], 0.0) for role in _small(prepared)},
         floor=floor,
         rounding="calibrated" if request.moments else "plain",
     )

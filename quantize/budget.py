@@ -18,8 +18,7 @@ from ..formats.gguf_file import tensor_bytes
 from ..models.tensor_roles import layer_of, role_of
 from ..models.tensor_types import row_fits
 from .choices import TypeChoice
-from .fallback import fitting_type
-from .sensitivity import FINEST, REFERENCE, Sensitivity
+from .sensitivity import FINEST, KINDS, SYMMETRIC, Sensitivity, kind_of, reference_of
 
 _T = GGMLQuantizationType
 LADDER = (
@@ -30,6 +29,8 @@ LADDER = (
 EXACT = _T.F16
 # Where the errors of a type were not measured: the squared error falls by so much for each bit per weight.
 PER_BIT = 4.2
+# What divides instead of no error at all: a tensor of zeros, or on the levels of a type.
+TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -112,42 +113,60 @@ def frontier(choices: Sequence[TypeChoice], sensitivity: Sensitivity) -> Frontie
 
 def options_of(choices: Sequence[TypeChoice], sensitivity: Sensitivity) -> dict[str, list[Option]]:
     """Return per tensor the types that fit its rows, smallest first."""
-    sizes: dict[str, int] = {}
-    for choice in choices:
-        role = role_of(choice.name).name
-        sizes[role] = sizes.get(role, 0) + prod(choice.shape)
-    # A role that was not measured (OTHER) suffers as the average weight does.
-    known = sum(sizes.get(role, 0) for role in sensitivity.roles)
-    average = sum(sensitivity.roles.values()) / max(known, 1)
+    a_weight = _costs_of_a_weight(choices, sensitivity)
     options: dict[str, list[Option]] = {}
     for choice in choices:
         role, n_weights = role_of(choice.name).name, prod(choice.shape)
-        measured = sensitivity.roles.get(role)
-        whole = average * n_weights if measured is None else measured * n_weights / sizes[role]
         layer = layer_of(choice.source_name)
-        whole *= sensitivity.layers.get(layer, 1.0) if layer is not None else 1.0
-        row = [
-            Option(qtype, tensor_bytes(choice.shape, qtype), whole * factor)
-            for qtype, factor in _factors(choice, sensitivity.errors.get(choice.source_name, {})).items()
-        ]
+        whole = n_weights * (sensitivity.layers.get(layer, 1.0) if layer is not None else 1.0)
+        costs = _costs(choice, sensitivity.errors.get(choice.source_name, {}), a_weight[role])
+        row = [Option(qtype, tensor_bytes(choice.shape, qtype), whole * cost) for qtype, cost in costs.items()]
         if (gained := sensitivity.exact.get(role, 0.0)) > 0:
-            n_bytes = tensor_bytes(choice.shape, EXACT)
-            row.append(Option(EXACT, n_bytes, -gained * n_weights / sizes[role]))
+            n_role = sum(prod(other.shape) for other in choices if role_of(other.name).name == role)
+            row.append(Option(EXACT, tensor_bytes(choice.shape, EXACT), -gained * n_weights / n_role))
         options[choice.name] = sorted(row, key=lambda option: (option.n_bytes, option.cost))
     return options
 
 
-def _factors(choice: TypeChoice, errors: Mapping[str, float]) -> dict[GGMLQuantizationType, float]:
-    """Return what each type that fits costs, against what the reference type costs beyond the finest one."""
-    reference = fitting_type(choice.name, choice.shape[0], REFERENCE)
+def _costs_of_a_weight(choices: Sequence[TypeChoice], sensitivity: Sensitivity) -> dict[str, dict[str, float]]:
+    """Return by role and kind what a weight of the reference type costs.
+
+    A role that was not measured (OTHER) suffers as the average weight does, and none less than a hundredth of that:
+    what seems so is chance.
+    """
+    sizes: dict[str, int] = {}
+    for choice in choices:
+        role = role_of(choice.name).name
+        sizes[role] = sizes.get(role, 0) + prod(choice.shape)
+    known = sum(size for role, size in sizes.items() if role in sensitivity.roles)
+    average = {kind: sum(row[kind] for row in sensitivity.roles.values()) / max(known, 1) for kind in KINDS}
+    return {
+        role: {kind: max(sensitivity.roles[role][kind] / size, average[kind] / 100) for kind in KINDS}
+        if role in sensitivity.roles
+        else average
+        for role, size in sizes.items()
+    }
+
+
+def _costs(
+    choice: TypeChoice, errors: Mapping[str, float], references: Mapping[str, float]
+) -> dict[GGMLQuantizationType, float]:
+    """Return what a weight costs in each type that fits, from what it costs in the reference of each kind.
+
+    Errors of types with minimums never cost less than as large ones of types without: those are random.
+    """
     fitting = [qtype for qtype in LADDER if row_fits(choice.shape[0], qtype)]
-    known = {qtype: errors[qtype.name] for qtype in fitting if qtype.name in errors}
-    if not {reference, FINEST} <= known.keys():
-        known = {qtype: PER_BIT ** -bits_of(qtype) for qtype in {*fitting, reference, FINEST}}
-    whole = known[reference] - known[FINEST]
-    if whole <= 0:  # every type is exact: the tensor is all zeros
-        return dict.fromkeys(fitting, 0.0)
-    return {qtype: max(known[qtype] - known[FINEST], 0.0) / whole for qtype in fitting if qtype in known}
+    measured = {kind: reference_of(kind, choice.shape[0]) for kind in KINDS}
+    known = {qtype: errors[qtype.name] for qtype in (*fitting, *measured.values()) if qtype.name in errors}
+    if not known.keys() >= {*measured.values()}:
+        known = {qtype: PER_BIT ** -bits_of(qtype) for qtype in (*fitting, *measured.values())}
+    costs = dict.fromkeys((qtype for qtype in fitting if qtype in known), 0.0)
+    for qtype in costs:
+        if qtype is not FINEST:
+            for kind in {kind_of(qtype), SYMMETRIC}:
+                an_error = references[kind] / max(known[measured[kind]], TINY)
+                costs[qtype] = max(costs[qtype], known[qtype] * an_error)
+    return costs
 
 
 def _hull(row: Sequence[Option]) -> list[Option]:

@@ -24,7 +24,8 @@ from ..quantize.tiny_files import write_tiny
 
 ROLES = {"ATTN_V": 0.125, "OUTPUT": 0.031, "FFN_DOWN": 0.029, "FFN_UP": 0.025, "FFN_GATE": 0.015}
 ROLES |= {"ATTN_OUTPUT": 0.011, "ATTN_K": 0.011, "ATTN_Q": 0.01, "TOKEN_EMBD": 0.004}
-FOUND = Sensitivity("tiny", "text", ROLES, {0: 1.2, 1: 1.0, 2: 0.8}, floor=0.003)
+BY_KIND = {role: {"symmetric": nats / 4, "asymmetric": nats} for role, nats in ROLES.items()}
+FOUND = Sensitivity("tiny", "text", BY_KIND, {0: 1.2, 1: 1.0, 2: 0.8}, floor=0.003)
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +95,25 @@ def test_measured_errors_decide_between_types_of_one_size(model: Path) -> None:
     assert bought <= {"Q3_K", "IQ4_NL", "Q5_K", "Q6_K", "Q8_0"} and "IQ4_NL" in bought
     for n_bytes in curve.sizes[::7]:
         assert set(curve.at(n_bytes).types.values()).isdisjoint({GGMLQuantizationType.Q5_1, GGMLQuantizationType.Q4_1})
-    # What a type costs is measured between that of the reference, which is the role's, and that of Q8_0, which is none.
+    # What a type costs is measured against the reference of its kind, whose cost is the role's; Q8_0 costs nothing.
     row = {option.qtype.name: option.cost for option in options_of(choices, found)["blk.1.attn_v.weight"]}
     assert row["Q8_0"] == 0 and row["Q4_K"] == pytest.approx(ROLES["ATTN_V"] / 3)
-    assert row["Q5_K"] == pytest.approx(row["Q4_K"] * 0.29 / 0.99)
+    assert row["Q5_K"] == pytest.approx(row["Q4_K"] * 0.3)
+    assert row["Q5_0"] == pytest.approx(row["Q4_K"] / 4) and row["Q6_K"] == pytest.approx(row["Q5_0"] / 5)
+
+
+def test_a_kind_whose_errors_cost_more_is_not_bought_for_its_smaller_errors(model: Path) -> None:
+    choices = choices_of(model)
+    errors = {"Q5_0": 1.0, "Q5_1": 0.3, "Q4_1": 0.5, "Q4_0": 4.0, "IQ4_NL": 3.0, "Q4_K": 0.5, "Q5_K": 0.3, "Q8_0": 0.02}
+    costly = {role: {"symmetric": nats, "asymmetric": 3 * nats} for role, nats in ROLES.items()}
+    found = replace(FOUND, roles=costly, errors={choice.name: errors for choice in choices})
+    bought = {option.qtype.name for _, option in frontier(choices, found).steps}
+    assert "Q5_0" in bought and bought.isdisjoint({"Q5_1", "Q5_K", "Q4_1"})
+    # Errors of one size cost at least what random ones do, even where none was noticed.
+    unnoticed = {role: {"symmetric": nats, "asymmetric": 0.0} for role, nats in ROLES.items()}
+    for row in options_of(choices, replace(found, roles=unnoticed)).values():
+        costs = {option.qtype.name: option.cost for option in row}
+        assert costs["Q4_1"] == pytest.approx(costs["Q5_0"] / 2) and costs["Q8_0"] == 0 < costs["Q5_1"]
 
 
 def test_small_roles_may_have_16_bits_where_that_gains_something(model: Path) -> None:
@@ -154,7 +170,7 @@ def test_what_cannot_be_is_refused(model: Path, sensitivity: Path, tmp_path: Pat
     for options in (["--target-bpw", "5"], ["--sensitivity", str(sensitivity)], []):
         assert moe_gguf("quantize", model, *options, "--dry-run").status == 2
     broken = tmp_path / "broken.json"
-    for text in ("", "[]", '{"format": "moe-gguf sensitivity", "version": 2, "roles": {"X": 1}, "exact": {}}'):
+    for text in ("", "[]", '{"format": "moe-gguf sensitivity", "version": 3, "roles": {"X": 1}, "exact": {}}'):
         broken.write_text(text)
         with pytest.raises(PlanError, match="no file of sensitivities"):
             read_sensitivity(broken)

@@ -19,6 +19,7 @@ from ..header_only import MISTRAL_4X7B, entries, fields, write_header_only
 
 ROLES = {"ATTN_V": 0.125, "OUTPUT": 0.031, "FFN_DOWN": 0.029, "FFN_UP": 0.025, "FFN_GATE": 0.015}
 ROLES |= {"ATTN_OUTPUT": 0.011, "ATTN_K": 0.011, "ATTN_Q": 0.01, "TOKEN_EMBD": 0.004}
+BY_KIND = {role: {"symmetric": nats / 4, "asymmetric": nats} for role, nats in ROLES.items()}
 G = 1024**3
 
 
@@ -32,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sensitivity(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("s") / "s.json"
-    path.write_text(json.dumps(Sensitivity("4x7B", "text", ROLES).as_json()))
+    path.write_text(json.dumps(Sensitivity("4x7B", "text", BY_KIND).as_json()))
     return path
 
 

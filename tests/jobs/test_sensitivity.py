@@ -44,6 +44,7 @@ def test_roles_and_layers_are_measured_and_the_file_makes_a_mix(tiny_path: Path,
     report = json.loads(done.stdout)
     assert json.loads(found.read_text()) == report
     assert {"ATTN_V", "FFN_DOWN", "TOKEN_EMBD"} <= set(report["roles"])
+    assert all(set(row) == {"symmetric", "asymmetric"} for row in report["roles"].values())
     assert report["errors"]["blk.0.attn_v.weight"]["Q4_0"] > report["errors"]["blk.0.attn_v.weight"]["Q8_0"] > 0
     assert set(report["layers"]) == {"0", "1"} and report["rounding"] == "plain"
     again = moe_gguf(*asked)
