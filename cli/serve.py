@@ -70,6 +70,15 @@ from .terminal import TERMINAL, verbosity
     help="Requests that may wait; more are told to try again later.",
 )
 @click.option(
+    "-cram",
+    "--cache-ram",
+    type=click.IntRange(min=0),
+    default=1024,
+    show_default=True,
+    metavar="MiB",
+    help="Memory for what conversations that are idle left in the cache; 0 leaves it there.",
+)
+@click.option(
     "-to",
     "--timeout",
     type=FiniteRange(min=1),
@@ -94,6 +103,7 @@ def command(
     page: Path | None,
     origins: tuple[str, ...],
     queue: int,
+    cache_ram: int,
     timeout: float,
     parallel: int,
     n_predict: int,
@@ -115,7 +125,7 @@ def command(
         load=load_request(values),
         sampling=build_sampling(values),
         template=build_template(values),
-        limits=Limits(parallel, queue),
+        limits=Limits(parallel, queue, cache_ram * 2**20),
         n_predict=n_predict,
         seconds=timeout,
     )

@@ -196,6 +196,22 @@ class Engine:
         llama().llama_memory_seq_rm(self.memory, sequence, -1, -1)
         self.cached[sequence].clear()
 
+    def save(self, sequence: int) -> np.ndarray:
+        """Copy what the cache holds of a sequence into memory, for `restore`."""
+        api = llama()
+        state = np.empty(api.llama_state_seq_get_size(self.pointer, sequence), np.uint8)
+        n_bytes = api.llama_state_seq_get_data(self.pointer, octets(state), state.size, sequence)
+        return state[:n_bytes]
+
+    def restore(self, sequence: int, tokens: Sequence[int], state: np.ndarray) -> bool:
+        """Let a sequence hold the tokens that a `save` was of; False, and it holds nothing, if there is no room."""
+        self.forget(sequence)
+        if not llama().llama_state_seq_set_data(self.pointer, octets(state), state.size, sequence):
+            self.forget(sequence)
+            return False
+        self.cached[sequence].extend(tokens)
+        return True
+
     def room(self) -> int:
         """Return how many more tokens the cache takes, over all sequences."""
         return self.n_ctx - sum(map(len, self.cached))
@@ -384,6 +400,11 @@ def token_logprob(logits: np.ndarray, token: int, n_top: int) -> TokenLogprob:
     return TokenLogprob(
         token, float(logits[token]) - total, tuple((int(each), float(logits[each]) - total) for each in best)
     )
+
+
+def octets(array: np.ndarray) -> Any:
+    """Return an array of bytes as llama.cpp takes it."""
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
 def shared_prefix(held: Sequence[int], tokens: Sequence[int]) -> int:

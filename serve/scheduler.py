@@ -30,10 +30,11 @@ class Stopped(EngineError):
 
 @dataclass(frozen=True)
 class Limits:
-    """How many answers are made at once, and how many may wait for that."""
+    """How many answers are made at once, how many may wait for that, and what may be kept of them beside the cache."""
 
     n_parallel: int = 4
     n_waiting: int = 128
+    parked_bytes: int = 2**30
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Scheduler:
         self.engine = engine
         self.counters = Counters()
         self.limits = limits
-        self.sequences = Sequences(engine, limits.n_parallel)
+        self.sequences = Sequences(engine, limits.n_parallel, limits.parked_bytes)
         self._deliver = deliver
         self._tap = tap
         self._box = Mailbox(Waiting(limits.n_waiting))
@@ -250,8 +251,8 @@ class Scheduler:
                 self._fail(answer, error)
 
     def _make_room(self) -> None:
-        """Empty idle sequences, oldest first; then let the youngest answer wait; the last one has all there is."""
-        if self.sequences.forget_oldest():
+        """Move idle sequences out, oldest first; then let the youngest answer wait; the last one has all there is."""
+        if self.sequences.empty_oldest():
             return
         *_, youngest = active = self.sequences.active
         if len(active) > 1:

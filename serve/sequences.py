@@ -1,22 +1,29 @@
 """The sequences of a context: what each holds, whose it is, and which one a prompt is read into.
 
 A sequence keeps what it holds when its answer has ended: the next turn of the same conversation goes on from there, and
-another prompt that begins in the same way copies the beginning, which the cache holds once.
+another prompt that begins in the same way copies the beginning, which the cache holds once. When another answer begins,
+who is idle moves out of the cache into memory (see parked.py), and comes back when it is wanted.
 """
 
 from ..runner.engine import Engine, shared_prefix
 from .answer import Answer
 from .batching import UNIT
+from .parked import Parked, Parking
 
 # A beginning that another answer is just reading is waited for when it is this many tokens longer than what is there.
 WORTH_WAITING = 32
+# So many tokens may be idle in the cache: llama.cpp computes with 256 cells at least.
+IDLE_TOKENS = 128
 
 
 class Sequences:
     """Owners and contents of the sequences of an engine; for the thread that computes."""
 
-    def __init__(self, engine: Engine, n_active: int) -> None:
-        """Let `n_active` of the engine's sequences be answered at once; the others keep what was read."""
+    def __init__(self, engine: Engine, n_active: int, parked_bytes: int = 0) -> None:
+        """Let `n_active` of the engine's sequences be answered at once; the others keep what was read.
+
+        What is idle moves into at most parked_bytes of memory; 0 leaves it in the cache.
+        """
         self.engine = engine
         self.n_active = n_active
         self.owners: list[Answer | None] = [None] * len(engine.cached)
@@ -24,6 +31,7 @@ class Sequences:
         self._units = [0] * len(engine.cached)  # tokens at the beginning that were read in units
         self._used = [0] * len(engine.cached)
         self._tick = 0
+        self._parking = Parking(parked_bytes)
 
     @property
     def active(self) -> list[Answer]:
@@ -37,6 +45,7 @@ class Sequences:
 
     def place(self, answer: Answer) -> None:
         """Give an answer a sequence, with as much of its prompt as any sequence holds already."""
+        self._bring_back(answer)
         numbers, wanted = range(len(self.owners)), answer.whole[:-1]
         alike = [number for number in numbers if self._routes[number] == answer.only_expert]
         held = {number: self._usable(answer, number, wanted) for number in alike}
@@ -50,7 +59,7 @@ class Sequences:
         awaited = max(reading, key=lambda number: reading[number], default=None)
         if awaited is not None and reading[awaited] >= n_shared + WORTH_WAITING:
             answer.waits_for = (awaited, reading[awaited])
-        free = [number for number in numbers if self.owners[number] is None]
+        free = self._free()
         goes_on = source in free and 2 * n_shared >= len(self.engine.cached[source])
         target = source if goes_on and source is not None else min(free, key=self._worth)
         if target != source and not answer.waits_for:
@@ -58,6 +67,7 @@ class Sequences:
         self.owners[target], answer.sequence = answer, target
         self._routes[target] = answer.only_expert
         self._begin(answer)
+        self._clear_away()
 
     def catch_up(self, answer: Answer) -> None:
         """Copy what an answer waited for, once it is read; stop to wait when it will not be."""
@@ -84,12 +94,11 @@ class Sequences:
             self.owners[answer.sequence] = None
             answer.sequence = None
 
-    def forget_oldest(self) -> bool:
-        """Empty the sequence that was used longest ago and belongs to nobody; tell whether there was one."""
-        idle = [n for n, owner in enumerate(self.owners) if owner is None and self.engine.cached[n]]
-        if not idle:
+    def empty_oldest(self) -> bool:
+        """Move out the sequence that was used longest ago and belongs to nobody; tell whether there was one."""
+        if not (idle := self._idle()):
             return False
-        self.forget(min(idle, key=lambda number: self._used[number]))
+        self._park(idle[0])
         return True
 
     def was_read(self, answer: Answer, n_tokens: int) -> None:
@@ -102,6 +111,7 @@ class Sequences:
     def cleared(self) -> None:
         """Note that the cache was emptied."""
         self._units = [0] * len(self._units)
+        self._parking.clear()
 
     def forget(self, number: int | None) -> None:
         """Empty a sequence that belongs to nobody."""
@@ -109,10 +119,58 @@ class Sequences:
             self.engine.forget(number)
             self._units[number] = 0
 
+    def _idle(self) -> list[int]:
+        """Return the sequences that hold something and belong to nobody, the one used longest ago first."""
+        idle = (number for number, owner in enumerate(self.owners) if owner is None and self.engine.cached[number])
+        return sorted(idle, key=lambda number: self._used[number])
+
+    def _clear_away(self) -> None:
+        """Move idle sequences out of the cache, but for a few tokens."""
+        idle = self._idle() if self._parking.n_bytes else []
+        n_idle = sum(len(self.engine.cached[number]) for number in idle)
+        while n_idle > IDLE_TOKENS:
+            n_idle -= len(self.engine.cached[idle[0]])
+            self._park(idle.pop(0))
+
+    def _park(self, number: int) -> None:
+        """Move a sequence that belongs to nobody out of the cache."""
+        if self._parking.n_bytes:
+            state = self.engine.save(number)
+            self._parking.put(
+                Parked(list(self.engine.cached[number]), self._routes[number], self._units[number], state)
+            )
+        self.forget(number)
+
+    def _bring_back(self, answer: Answer) -> None:
+        """Move into the cache again what moved out of it, if it begins an answer's prompt better than what is there."""
+        wanted = answer.whole[:-1]
+        alike = [each for each in self._parking if each.only_expert == answer.only_expert]
+        shared = [usable(answer, each.tokens, each.n_units, wanted) for each in alike]
+        there = [
+            self._usable(answer, number, wanted)
+            for number, route in enumerate(self._routes)
+            if route == answer.only_expert
+        ]
+        if not alike or max(shared) < max(there, default=0) + WORTH_WAITING:
+            return
+        parked = alike[shared.index(max(shared))]
+        self._parking.take(parked)  # before another comes in, for whose sake it might go
+        number = min(self._free(), key=self._worth)
+        if self.engine.cached[number]:
+            self._park(number)
+        if not self.engine.restore(number, parked.tokens, parked.state):
+            return
+        self._routes[number], self._units[number] = parked.only_expert, parked.n_units
+        self._tick += 1
+        self._used[number] = self._tick
+
+    def _free(self) -> list[int]:
+        """Return the sequences that belong to nobody."""
+        return [number for number, owner in enumerate(self.owners) if owner is None]
+
     def _usable(self, answer: Answer, number: int, wanted: list[int]) -> int:
         """Return how much of what a sequence holds an answer may take over."""
-        n_shared = shared_prefix(self.engine.cached[number], wanted)
-        return whole_units(answer, min(n_shared, self._units[number]) if answer.is_exact else n_shared)
+        return usable(answer, self.engine.cached[number], self._units[number], wanted)
 
     def _worth(self, number: int) -> tuple[bool, int]:
         return bool(self.engine.cached[number]), self._used[number]
@@ -136,6 +194,12 @@ class Sequences:
         generation.pending = whole[n_reused:]
         if not generation.tokens:
             generation.n_reused = n_reused
+
+
+def usable(answer: Answer, held: list[int], n_units: int, wanted: list[int]) -> int:
+    """Return how many of the tokens held an answer may take over, when n_units of them were read in units."""
+    n_shared = shared_prefix(held, wanted)
+    return whole_units(answer, min(n_shared, n_units) if answer.is_exact else n_shared)
 
 
 def whole_units(answer: Answer, n_tokens: int) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 from hypothesis import HealthCheck, given, settings
@@ -18,7 +19,9 @@ from moe_gguf.runner.sampling import Sampler, SamplingOptions
 from moe_gguf.runner.streaming import TextStream
 from moe_gguf.serve.answer import Answer, Event, Inbox
 from moe_gguf.serve.batching import Pace, stretches_of
+from moe_gguf.serve.parked import Parked, Parking
 from moe_gguf.serve.scheduler import Limits, Scheduler, Stopped
+from moe_gguf.serve.sequences import IDLE_TOKENS
 from moe_gguf.serve.service import opened
 from moe_gguf.serve.waiting import QueueFull, Waiting
 
@@ -147,6 +150,35 @@ def test_the_next_turn_goes_on_from_the_last(tiny: Model, scheduler: Scheduler, 
     heard.wait(3)
     assert second.generation.n_reused == len(first.whole) - 1
     assert heard.tokens(second) == alone(tiny, second.prompt, 5, 1)
+
+
+def test_who_is_idle_moves_out_of_the_cache_and_comes_back(tiny: Model, scheduler: Scheduler, heard: Heard) -> None:
+    first = [answer_of(tiny, prompt_of(60 + number, number), 10, number) for number in range(4)]
+    for number, answer in enumerate(first):
+        scheduler.submit([answer])
+        heard.wait(number + 1)
+    held = scheduler.call(lambda: sum(map(len, scheduler.engine.cached))).result()
+    assert held <= IDLE_TOKENS + len(first[-1].whole)
+    turns = [answer_of(tiny, [*answer.whole, 263, 264], 8, 5) for answer in first]
+    scheduler.submit(turns)
+    heard.wait(8)
+    for before, after in zip(first, turns, strict=True):
+        assert after.generation.n_reused == len(before.whole) - 1
+        assert heard.tokens(after) == alone(tiny, after.prompt, 8, 5)
+
+
+def test_what_is_parked_is_bounded_and_replaced_by_what_goes_on_from_it() -> None:
+    def parked(tokens: list[int], n_bytes: int, n_units: int = 0) -> Parked:
+        return Parked(tokens, None, n_units, np.zeros(n_bytes, np.uint8))
+
+    parking = Parking(100)
+    for each in (parked([1, 2], 30), parked([1, 3], 40), parked([1, 2, 4], 50), parked([1, 2, 4], 10, 64)):
+        parking.put(each)
+    assert [(each.tokens, each.n_units) for each in parking] == [([1, 3], 0), ([1, 2, 4], 64)]
+    parking.put(parked([7], 80))
+    assert [each.tokens for each in parking] == [[1, 2, 4], [7]]
+    parking.put(parked([8], 101))
+    assert not list(parking)
 
 
 def test_who_leaves_frees_the_place(tiny: Model, scheduler: Scheduler, heard: Heard) -> None:
