@@ -6,6 +6,7 @@ import pytest
 from moe_gguf.formats.moments import Moment
 from moe_gguf.quantize.ggml import dequantize, quantize_chunk
 from moe_gguf.quantize.rounding import TYPES, round_rows
+from moe_gguf.quantize.rounding.cholesky import factorize
 from moe_gguf.quantize.rounding.factor import column_order, factor_of
 from moe_gguf.quantize.rounding.held_out import output_errors
 
@@ -130,3 +131,14 @@ def test_rows_that_the_search_cannot_take_are_told(value: float) -> None:
     rows[3, 5] = value
     _, doubtful = round_rows(gguf.GGMLQuantizationType.Q4_K, rows, factor_of(moment_of(inputs_of(N, 2000)), 256))
     assert np.flatnonzero(doubtful).tolist() == [3]
+
+
+@pytest.mark.parametrize("n", [1, 31, 64, 200])
+def test_the_factor_is_numpys(n: int) -> None:
+    h = moment_of(inputs_of(200, 900)).blocks[0][:n, :n].astype(np.float64)
+    h = h / np.sqrt(np.outer(h.diagonal(), h.diagonal())) + 0.01 * np.eye(n)
+    lower = factorize(h.copy())
+    assert lower is not None
+    np.testing.assert_allclose(np.tril(lower), np.linalg.cholesky(h), rtol=1e-9, atol=1e-12)
+    h[n // 2, n // 2] = -1.0
+    assert factorize(h) is None
