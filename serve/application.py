@@ -77,7 +77,8 @@ class Application:
     async def metrics(self, request: Request) -> Response:
         """Return counters for Prometheus."""
         async with self.models.leased(request.query_params.get("model")) as service:
-            return Response(metrics(service), media_type="text/plain; version=0.0.4; charset=utf-8")
+            begun = {"Process-Start-Time-Unix": str(service.loaded)}
+            return Response(metrics(service), 200, begun, "text/plain; version=0.0.4; charset=utf-8")
 
     async def streams(self, _: Request) -> Response:
         """Say that no stream is kept that a client could come back to: an answer ends when its client goes away."""
