@@ -7,12 +7,17 @@ while four answers stream. Then ours alone: one system prompt 20 times, and 32 c
 Learnt: what a token costs beside llama.cpp's own work is Python's way from the sampler to the socket, and on two cores
 it is taken from the threads that compute; so a step hands all its tokens over at once, and JSON is written by msgspec.
 Nothing may be computed by a second thread of the process: a warm-up in the main one left OpenMP more threads in its
-pools than processors, whose barriers then sleep, and a token of the demo model took 21 ms instead of 12.
+pools than processors, whose barriers then sleep, and a token of the demo model took 21 ms instead of 12. Attention
+passes over all cells of a shared cache up to the last in use: 2,000 tokens of conversations that are idle made a token
+of the demo model cost 7 to 9 % more, so they move out. A callback in machine code that nobody needs costs nothing that
+can be measured. Whether tokens got mixed is seen with `-fa off --no-repack -b 64 -ub 64` alone, where a token's numbers
+hardly depend on its company: otherwise a small model's answers part within a few tokens.
 """
 
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import re
@@ -27,15 +32,30 @@ from pathlib import Path
 from typing import Any
 
 QUESTION = "Write a story about a lighthouse keeper and number {}."
+GREEDY = -1  # in place of a seed
 WORDS = ("the", "river", "went", "to", "a", "village", "where", "an", "old", "man", "kept", "his", "dog", "and", "boat")
+
+
+@dataclass(frozen=True)
+class Told:
+    """A token with its log probability, and those of the likeliest ones at its place."""
+
+    token: int
+    logprob: float
+    top: dict[int, float]
 
 
 @dataclass
 class Heard:
-    """A streamed answer: when its tokens came, in seconds, the first of `times` being when it was asked."""
+    """A streamed answer: when its tokens came, in seconds, the first of `times` being when it was asked.
+
+    `told` are tokens of an answer that was asked for greedily; n_tokens is what the server says that it sent.
+    """
 
     times: list[float] = field(default_factory=list)
     text: str = ""
+    told: list[Told] = field(default_factory=list)
+    n_tokens: int = 0
 
     @property
     def first(self) -> float:
@@ -53,7 +73,9 @@ class Heard:
         return max(b - a for a, b in zip(self.times[1:], self.times[2:], strict=False))
 
 
-async def ask(port: int, prompt: str, n_tokens: int, seed: int = -1, leave_after: int | None = None) -> Heard:
+async def ask(
+    port: int, prompt: str, n_tokens: int, seed: int = -1, leave_after: int | None = None, greedy: bool = False
+) -> Heard:
     """Ask for a streamed answer over a bare socket, since a client's own work counts on few cores.
 
     With a seed ours reads a prompt in units of its own, for the same answer under any load: speeds are without one.
@@ -63,9 +85,11 @@ async def ask(port: int, prompt: str, n_tokens: int, seed: int = -1, leave_after
             "messages": [{"role": "user", "content": prompt}],
             "max_tokens": n_tokens,
             "seed": seed,
-            "temperature": 0.8,
+            "temperature": 0 if greedy else 0.8,
             "stream": True,
+            "stream_options": {"include_usage": True},
             "ignore_eos": True,
+            **({"logprobs": True, "top_logprobs": 8} if greedy else {}),
         }
     ).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
@@ -80,7 +104,11 @@ async def ask(port: int, prompt: str, n_tokens: int, seed: int = -1, leave_after
                 if line.startswith(b"data: [DONE]"):
                     break
                 continue
-            choices = json.loads(line[6:]).get("choices")
+            chunk = json.loads(line[6:])
+            choices = chunk.get("choices")
+            heard.n_tokens = (chunk.get("usage") or {}).get("completion_tokens", 0)
+            if choices and greedy:
+                heard.told += told(choices[0])
             if choices and choices[0]["delta"].get("content"):
                 heard.times.append(time.perf_counter())
                 heard.text += choices[0]["delta"]["content"]
@@ -89,6 +117,27 @@ async def ask(port: int, prompt: str, n_tokens: int, seed: int = -1, leave_after
     finally:
         writer.close()
     return heard
+
+
+def told(choice: dict[str, Any]) -> list[Told]:
+    """Return the tokens of a chunk's choice with their log probabilities."""
+    entries = (choice.get("logprobs") or {}).get("content") or ()
+    return [Told(e["id"], e["logprob"], {top["id"]: top["logprob"] for top in e["top_logprobs"]}) for e in entries]
+
+
+def strayed(under_load: Heard, alone: Heard) -> tuple[int, float, float]:
+    """Compare two greedy answers: how many tokens are the same, and in nats the largest difference among them.
+
+    Last, how much less likely than its own choice the single run holds the first other token, infinite for one that is
+    not among the likeliest: a token of somebody else's answer, or, unless llama.cpp computes alike under load (see
+    above), one of another turn that this answer took.
+    """
+    worst = 0.0
+    for n_same, (one, other) in enumerate(zip(under_load.told, alone.told, strict=True)):
+        if one.token != other.token:
+            return n_same, worst, other.logprob - other.top.get(one.token, -math.inf)
+        worst = max(worst, abs(one.logprob - other.logprob))
+    return len(alone.told), worst, 0.0
 
 
 async def get(port: int, path: str) -> str:
@@ -155,34 +204,52 @@ def counted(text: str) -> dict[str, float]:
 
 
 async def crowd(port: int, pid: int, seconds: float) -> dict[str, Any]:
-    """Let 32 clients ask for a while, a third of them leaving; compare what the others heard with single runs."""
+    """Let 32 clients ask for a while, a third of them leaving; compare what the others heard with single runs.
+
+    Half of the questions come with a seed, the others are answered greedily, with log probabilities.
+    """
     end = time.perf_counter() + seconds
     chance = random.Random(0)
-    heard: dict[tuple[int, int], set[str]] = {}
-    counts = {"answers": 0, "left": 0, "errors": 0}
+    heard: dict[tuple[int, int], list[Heard]] = {}
+    counts = {"answers": 0, "left": 0, "errors": 0, "short": 0}
 
     async def client(number: int) -> None:
         while time.perf_counter() < end:
-            key = (chance.randrange(24), chance.randrange(3))
+            key = (chance.randrange(16), chance.choice((GREEDY, 1)))
             leaves = chance.randrange(1, 20) if number % 3 == 0 else None
             try:
-                answer = await ask(port, QUESTION.format(key[0]), 24, key[1], leaves)
+                answer = await question(port, key, leaves)
             except (OSError, RuntimeError):
                 counts["errors"] += 1
                 continue
             counts["left" if leaves else "answers"] += 1
             if not leaves:
-                heard.setdefault(key, set()).add(answer.text)
+                counts["short"] += answer.n_tokens != 24 or len(answer.told) not in (0, 24)
+                heard.setdefault(key, []).append(answer)
 
-    memory = [resident(pid)]
+    memory = {0.0: resident(pid)}
     clients = asyncio.gather(*map(client, range(32)))
     while not clients.done():
         await asyncio.sleep(min(5, seconds / 4))
-        memory.append(resident(pid))
+        memory[time.perf_counter() - end + seconds] = resident(pid)
     await clients
-    single = {key: (await ask(port, QUESTION.format(key[0]), 24, key[1])).text for key in heard}
-    same = sum(texts == {single[key]} for key, texts in heard.items())
-    return counts | {"equal": f"{same} of {len(heard)}", "memory_mb": [min(memory[2:]), memory[-1]]}
+    single = {key: await question(port, key) for key in heard}
+    pairs = [(answer, single[key]) for key, answers in heard.items() for answer in answers]
+    same = [answer.text == one.text for answer, one in pairs if not one.told]
+    astray = [strayed(answer, one) for answer, one in pairs if one.told]
+    return counts | {
+        "seeded_equal": f"{sum(same)} of {len(same)}",
+        "greedy_equal": f"{sum(n == 24 for n, _, _ in astray)} of {len(astray)}",
+        "same_tokens": sum(n for n, _, _ in astray),
+        "largest_difference_nats": max((worst for _, worst, _ in astray), default=0.0),
+        "lost_races_nats": sorted(round(gap, 3) for n, _, gap in astray if n < 24)[-5:],
+        "memory_mb": {round(at): megabytes for at, megabytes in memory.items()},
+    }
+
+
+async def question(port: int, key: tuple[int, int], leave_after: int | None = None) -> Heard:
+    """Ask the question of a number with a seed, or greedily."""
+    return await ask(port, QUESTION.format(key[0]), 24, key[1], leave_after, key[1] == GREEDY)
 
 
 def resident(pid: int) -> int:
