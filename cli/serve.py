@@ -1,5 +1,6 @@
 """`moe-gguf serve`: an OpenAI-compatible server with a chat page."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,11 @@ from .terminal import TERMINAL, verbosity
 @click.option(
     "-cram",
     "--cache-ram",
-    type=click.IntRange(min=0),
+    type=click.IntRange(min=-1),
     default=1024,
     show_default=True,
     metavar="MiB",
-    help="Memory for what conversations that are idle left in the cache; 0 leaves it there.",
+    help="Memory for what conversations that are idle left in the cache; 0 leaves it there, -1 is no limit.",
 )
 @click.option(
     "-to",
@@ -125,7 +126,7 @@ def command(
         load=load_request(values),
         sampling=build_sampling(values),
         template=build_template(values),
-        limits=Limits(parallel, queue, cache_ram * 2**20),
+        limits=Limits(parallel, queue, cache_ram * 2**20 if cache_ram >= 0 else sys.maxsize),
         n_predict=n_predict,
         seconds=timeout,
     )

@@ -125,6 +125,8 @@ class Scheduler:
             if self._outgoing:
                 outgoing, self._outgoing = self._outgoing, []
                 self._deliver(outgoing)
+            while self.sequences.clear_away() and not self.sequences.active and not self._box.waiting:
+                pass  # one a step while somebody is answered, all before the next one comes
         if self._outgoing:
             self._deliver(self._outgoing)
 

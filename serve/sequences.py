@@ -1,8 +1,8 @@
 """The sequences of a context: what each holds, whose it is, and which one a prompt is read into.
 
-A sequence keeps what it holds when its answer has ended: the next turn of the same conversation goes on from there, and
-another prompt that begins in the same way copies the beginning, which the cache holds once. When another answer begins,
-who is idle moves out of the cache into memory (see parked.py), and comes back when it is wanted.
+A sequence keeps what it holds when its answer has ended: the next turn of the same conversation goes on from there,
+and another prompt that begins in the same way copies the beginning, which the cache holds once. Who is idle moves out
+of the cache into memory (see parked.py), one after each step, and comes back when it is wanted.
 """
 
 from ..runner.engine import Engine, shared_prefix
@@ -12,6 +12,8 @@ from .parked import Parked, Parking
 
 # A beginning that another answer is just reading is waited for when it is this many tokens longer than what is there.
 WORTH_WAITING = 32
+# Moving a sequence back takes less time than reading so many tokens.
+WORTH_RESTORING = 4
 # So many tokens may be idle in the cache: llama.cpp computes with 256 cells at least.
 IDLE_TOKENS = 128
 
@@ -67,7 +69,6 @@ class Sequences:
         self.owners[target], answer.sequence = answer, target
         self._routes[target] = answer.only_expert
         self._begin(answer)
-        self._clear_away()
 
     def catch_up(self, answer: Answer) -> None:
         """Copy what an answer waited for, once it is read; stop to wait when it will not be."""
@@ -101,6 +102,20 @@ class Sequences:
         self._park(idle[0])
         return True
 
+    def clear_away(self) -> bool:
+        """Move one idle sequence out of the cache, if many tokens are idle and nobody waits for a first token.
+
+        Tell whether there was one. Best before the next prompt is read: what is read goes into the first cells that are
+        free, and who sits behind others pays for their cells until the end.
+        """
+        if not self._parking.n_bytes or any(answer.is_reading for answer in self.active):
+            return False
+        idle = self._idle()
+        if sum(len(self.engine.cached[number]) for number in idle) <= IDLE_TOKENS:
+            return False
+        self._park(idle[0])
+        return True
+
     def was_read(self, answer: Answer, n_tokens: int) -> None:
         """Note that an answer's sequence has n_tokens more."""
         number = answer.sequence
@@ -124,14 +139,6 @@ class Sequences:
         idle = (number for number, owner in enumerate(self.owners) if owner is None and self.engine.cached[number])
         return sorted(idle, key=lambda number: self._used[number])
 
-    def _clear_away(self) -> None:
-        """Move idle sequences out of the cache, but for a few tokens."""
-        idle = self._idle() if self._parking.n_bytes else []
-        n_idle = sum(len(self.engine.cached[number]) for number in idle)
-        while n_idle > IDLE_TOKENS:
-            n_idle -= len(self.engine.cached[idle[0]])
-            self._park(idle.pop(0))
-
     def _park(self, number: int) -> None:
         """Move a sequence that belongs to nobody out of the cache."""
         if self._parking.n_bytes:
@@ -151,7 +158,7 @@ class Sequences:
             for number, route in enumerate(self._routes)
             if route == answer.only_expert
         ]
-        if not alike or max(shared) < max(there, default=0) + WORTH_WAITING:
+        if not alike or max(shared) < max(there, default=0) + WORTH_RESTORING:
             return
         parked = alike[shared.index(max(shared))]
         self._parking.take(parked)  # before another comes in, for whose sake it might go

@@ -19,7 +19,7 @@ COMMAND = (sys.executable, "-c", "from moe_gguf.cli import main; main()", "serve
 @pytest.fixture
 def process(tiny_path: Path) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     """A server of the tiny mixture, and its address."""
-    arguments = ("--port", "0", "-t", "1", "-c", "512", "--no-repack", "--api-key", "sesame")
+    arguments = ("--port", "0", "-t", "1", "-c", "512", "--no-repack", "--api-key", "sesame", "-cram", "-1")
     with subprocess.Popen([*COMMAND, str(tiny_path), *arguments], stderr=subprocess.PIPE, text=True) as found:
         assert found.stderr
         for line in found.stderr:

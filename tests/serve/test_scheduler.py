@@ -158,7 +158,7 @@ def test_who_is_idle_moves_out_of_the_cache_and_comes_back(tiny: Model, schedule
         scheduler.submit([answer])
         heard.wait(number + 1)
     held = scheduler.call(lambda: sum(map(len, scheduler.engine.cached))).result()
-    assert held <= IDLE_TOKENS + len(first[-1].whole)
+    assert held <= IDLE_TOKENS  # before anybody else comes, who would wait for it
     turns = [answer_of(tiny, [*answer.whole, 263, 264], 8, 5) for answer in first]
     scheduler.submit(turns)
     heard.wait(8)
