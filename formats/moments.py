@@ -3,6 +3,8 @@
     H = sum over tokens of w^2 x x^T    x: the input of a matrix, float32 [row_length]
                                         w: the router's weight of the token for the expert, 1 without experts
 
+(of attn_v x is an average over tokens, by the weights of attention)
+
 It is a safetensors file. Matrices that take the same input (q, k and v; gate and up) share one entry; an entry holds H
 in diagonal blocks of `width` columns, as its diagonal and the correlations below it, and a few inputs that were *not*
 summed, by which rounding finds out whether it helped:

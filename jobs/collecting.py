@@ -127,7 +127,8 @@ class Collecting:
         self.digest = " ".join(map(str, (digest(self.chunks), *same)))
         self.wants = wanted(self.request.process_output)
         self.wants_moments = lambda name: self.wants(name) or name in ("output.weight", "token_embd.weight")
-        self.shared, self.sources = survey(model, options, self.wants_moments if self.request.moments else self.wants)
+        heard = survey(model, options, self.wants_moments if self.request.moments else self.wants)
+        self.shared, self.sources, self.averaged = heard
         self.last = next((names[-1] for names in reversed(self.shared.values())), None)
 
     def _resume(self, importance: "Importance") -> int:
@@ -226,12 +227,17 @@ class Collecting:
             if at >= done and (given.weight.startswith(LAYERS) or self.wants(given.weight)):
                 importance.add(given)
             if moments:
-                moments.add(given, self.shared[given.weight])
+                moments.add(given, [name for name in self.shared[given.weight] if name not in self.averaged])
+
+        def take_average(given: "Input") -> None:
+            assert moments
+            moments.add(given, [given.weight])
 
         if at >= len(self.chunks):
             self.done = len(self.chunks)
             return
-        products = Products(self.wants_moments if moments else self.wants, take, self.last, routers=moments is not None)
+        wants, averaged = (self.wants_moments, self.averaged & moments.names) if moments else (self.wants, ())
+        products = Products(wants, take, self.last, moments is not None, averaged, take_average)
         with ExitStack() as stack:
             stack.enter_context(threadpool_limits(1, "blas"))
             engine = stack.enter_context(TappedEngine(model, options, products))
@@ -243,6 +249,7 @@ class Collecting:
                 for now in decode_chunks(engine, self.chunks, at):
                     bar.update(now - at)
                     at = now
+                    products.averages.clear()
                     importance.where = place(at, at_once, len(self.chunks))
                     if at > done:
                         self._keep(importance, at)
@@ -293,8 +300,11 @@ def place(start: int, n: int, n_chunk: int) -> str:
 
 def survey(
     model: "Model", options: "LoadOptions", wanted: Callable[[str], bool]
-) -> "tuple[dict[str, list[str]], list[Source]]":
-    """Return which matrices share an input, by the first of them in the graph's order, and what inputs there are."""
+) -> "tuple[dict[str, list[str]], list[Source], frozenset[str]]":
+    """Return which matrices share an input, by the first of them in the graph's order, and what inputs there are.
+
+    Last come the matrices whose input is a source of its own, for it counts as attention averages it.
+    """
     import numpy as np
 
     from ..measure.moments import Source
@@ -305,7 +315,12 @@ def survey(
     survey = Survey(wanted, multiplied(model.file, wanted), lambda: engine.cancel())
     with TappedEngine(model, options, survey) as engine, suppress(Cancelled):
         engine.decode_marked([(0, [0] * LEAST_ROWS)], np.ones(LEAST_ROWS, np.bool_))
-    return survey.shared, [Source(tuple(survey.shared[name]), *size) for name, size in survey.sizes.items()]
+    sources, averaged = [], frozenset(survey.averaged)
+    for leader, size in survey.sizes.items():
+        together = tuple(name for name in survey.shared[leader] if name not in averaged)
+        alone = ((name,) for name in survey.shared[leader] if name in averaged)
+        sources += [Source(weights, *size) for weights in (together, *alone) if weights]
+    return survey.shared, sources, averaged
 
 
 def multiplied(file: "GgufFile", wanted: Callable[[str], bool]) -> list[str]:

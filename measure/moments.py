@@ -107,6 +107,11 @@ class Moments:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The matrices whose inputs are summed."""
+        return frozenset(self._by_weight)
+
     def add(self, given: Input, names: Iterable[str]) -> None:
         """Add an input that the matrices `names` take; one that is in no entry is passed over."""
         entry = next((self._by_weight[name] for name in names if name in self._by_weight), None)

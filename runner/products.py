@@ -4,7 +4,6 @@ llama-imatrix (tools/imatrix/imatrix.cpp) takes the same: src1 of every MUL_MAT 
 MUL_MAT_ID. Matrices with one input (q, k and v; gate and up) are told together: it is read once.
 """
 
-import ctypes
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -13,8 +12,9 @@ from typing import Any
 import numpy as np
 from gguf.constants import GGMLQuantizationType
 
-from ..formats.llamacpp import ggml, llama
-from .tap import TensorHead, functions, read_tensor
+from ..formats.llamacpp import llama
+from .attention import VALUE, Averages, is_attention
+from .tap import TensorHead, functions, read_tensor, view_of
 
 LEAST_ROWS = 16
 F32 = int(GGMLQuantizationType.F32)
@@ -48,15 +48,21 @@ class Products:
         on_input: Callable[[Input], None],
         last: str | None = None,
         routers: bool = True,
+        averaged: Iterable[str] = (),
+        on_average: Callable[[Input], None] | None = None,
     ) -> None:
         """Listen for products of matrices that `wanted` accepts; what comes after that of `last` is not computed.
 
-        Without `routers` their weights are not read.
+        Without `routers` their weights are not read. `on_average` gets for each attn_v.weight in `averaged` what
+        attention makes of its inputs (see attention.py), beside the inputs themselves.
         """
         self._wanted = cache(wanted)
         self._on_input = on_input
         self._last = last
         self._reads_routers = routers
+        self._averaged = frozenset(averaged)
+        self._on_average = on_average
+        self.averages = Averages()
         self._error: BaseException | None = None
         self._seen: dict[tuple[int, bool], str] = {}
         self._router: int | None = None
@@ -88,7 +94,7 @@ class Products:
             name = head.name
             if name.startswith(WEIGHTS) and not name.startswith(NO_WEIGHTS):
                 self._router = tensor
-            return False
+            return self.averages.awaits and is_attention(head)
         name = weight_name(TensorHead.from_address(head.src[0]).name)
         if not self._wanted(name) or (head.op == matmul and not enough(TensorHead.from_address(head.src[1]))):
             return False
@@ -100,14 +106,25 @@ class Products:
         if name not in names:
             names.append(name)
         self._ends = name == self._last
-        return leader == name or self._ends
+        return leader == name or self._ends or self._is_averaged(name)
 
     def _computed(self, tensor: int) -> bool:
         head = TensorHead.from_address(tensor)
+        if head.op not in operations():
+            assert self._on_average
+            weight, x = self.averages.averaged(tensor)
+            self._on_average(Input(weight, x[None]))
+            return True
         name = weight_name(TensorHead.from_address(head.src[0]).name)
         if self._seen.get((head.src[1], head.op == operations()[1])) == name:
             self._on_input(self._input(head, name))
+        if self._is_averaged(name):
+            x = view_of(head.src[1])
+            self.averages.keep(name, x.reshape(-1, x.shape[-1]))
         return not self._ends
+
+    def _is_averaged(self, name: str) -> bool:
+        return self._on_average is not None and name in self._averaged
 
     def _input(self, head: TensorHead, name: str) -> Input:
         x = view_of(head.src[1])
@@ -129,6 +146,7 @@ class Products:
 class Survey(Products):
     """Hears of a graph's products before they are computed: `shared`, and `sizes` (row length, experts or 0).
 
+    `averaged` are those attn_v.weight whose attention can be heard, so that Products has averages of their inputs.
     `on_all` is called once those of all `expected` matrices were heard of, and may stop the computation. Of a graph
     that is cut between devices the parts before the last have been computed then.
     """
@@ -136,6 +154,8 @@ class Survey(Products):
     def __init__(self, wanted: Callable[[str], bool], expected: Iterable[str], on_all: Callable[[], None]) -> None:
         super().__init__(wanted, lambda _: None)
         self.sizes: dict[str, tuple[int, int]] = {}
+        self.averaged: list[str] = []
+        self._value = ""
         self._missing = set(expected)
         self._on_all = on_all
 
@@ -143,6 +163,9 @@ class Survey(Products):
         leads = super()._asked(tensor)
         head = TensorHead.from_address(tensor)
         if head.op not in operations():
+            if self._value and is_attention(head):
+                self.averaged.append(self._value)
+                self._value = ""
             return False
         matrix, x = (TensorHead.from_address(source) for source in head.src[:2])
         name = weight_name(matrix.name)
@@ -150,6 +173,7 @@ class Survey(Products):
             self.sizes[name] = x.ne[0], matrix.ne[2] if head.op == operations()[1] else 0
         if name in self._missing:
             self._missing.remove(name)
+            self._value = name if name.endswith(VALUE) else self._value
             if not self._missing:
                 self._on_all()
         return False
@@ -166,28 +190,8 @@ def enough(x: TensorHead) -> bool:
     return x.type == F32 and x.ne[1] >= LEAST_ROWS
 
 
-def view_of(tensor: int) -> np.ndarray:
-    """Return a float32 tensor as [ne3, ne2, ne1, ne0]: in place where the computer can read it, else copied."""
-    head = TensorHead.from_address(tensor)
-    shape, strides = tuple(head.ne)[::-1], tuple(head.nb)[::-1]
-    if not head.buffer or not is_host()(head.buffer):
-        copied = read_tensor(tensor, -1)
-        return copied.reshape(shape)
-    span = 4 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    data = np.ctypeslib.as_array((ctypes.c_char * span).from_address(head.data)).view(np.uint8)
-    return np.lib.stride_tricks.as_strided(data[:4].view(np.float32), shape, strides)
-
-
 @cache
 def operations() -> tuple[int, int]:
     """Return the numbers of MUL_MAT and MUL_MAT_ID."""
     names = [functions().ggml_op_name(number).decode() for number in range(64)]
     return names.index("MUL_MAT"), names.index("MUL_MAT_ID")
-
-
-@cache
-def is_host() -> Callable[[int], bool]:
-    """Return ggml's function that tells whether a buffer lies in this computer's memory."""
-    function = ggml("ggml-base").ggml_backend_buffer_is_host
-    function.restype, function.argtypes = ctypes.c_bool, [ctypes.c_void_p]
-    return function

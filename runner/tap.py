@@ -185,6 +185,26 @@ def read_tensor(tensor: int, n_tokens: int) -> np.ndarray:
     return array if len(array) == n_tokens else array[None]
 
 
+def view_of(tensor: int) -> np.ndarray:
+    """Return a tensor as [ne3, ne2, ne1, ne0]: in place where the computer can read it, else copied."""
+    head = TensorHead.from_address(tensor)
+    dtype = DTYPES[GGMLQuantizationType(head.type)]
+    shape, strides = tuple(head.ne)[::-1], tuple(head.nb)[::-1]
+    if not head.buffer or not is_host()(head.buffer):
+        return read_tensor(tensor, -1).reshape(shape)
+    span = dtype.itemsize + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    data = np.ctypeslib.as_array((ctypes.c_char * span).from_address(head.data)).view(np.uint8)
+    return np.lib.stride_tricks.as_strided(data[: dtype.itemsize].view(dtype), shape, strides)
+
+
+@cache
+def is_host() -> Callable[[int], bool]:
+    """Return ggml's function that tells whether a buffer lies in this computer's memory."""
+    function = ggml("ggml-base").ggml_backend_buffer_is_host
+    function.restype, function.argtypes = ctypes.c_bool, [ctypes.c_void_p]
+    return function
+
+
 def factor_of(product: int, name: str) -> int:
     """Return the tensor that a matrix of weights was multiplied by. Raises EngineError for another operation."""
     head = TensorHead.from_address(product)

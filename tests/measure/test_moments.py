@@ -1,5 +1,6 @@
 """Second moments against inputs that were captured one by one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,8 @@ def test_moments_are_sums_over_the_tokens_of_each_expert(
     found = collected(tiny_path, text, tmp_path)
     assert {frozenset(entry.weights) for entry in found.info.entries} == {
         frozenset({"output.weight"}),
-        *(frozenset(f"blk.{i}.attn_{part}.weight" for part in "qkv") for i in range(N_LAYER)),
+        *(frozenset(f"blk.{i}.attn_{part}.weight" for part in "qk") for i in range(N_LAYER)),
+        *(frozenset({f"blk.{i}.attn_v.weight"}) for i in range(N_LAYER)),
         *(frozenset({f"blk.{i}.attn_output.weight"}) for i in range(N_LAYER)),
         *(frozenset({f"blk.{i}.ffn_up_exps.weight", f"blk.{i}.ffn_gate_exps.weight"}) for i in range(N_LAYER)),
         *(frozenset({f"blk.{i}.ffn_down_exps.weight"}) for i in range(N_LAYER)),
@@ -59,6 +61,25 @@ def test_moments_are_sums_over_the_tokens_of_each_expert(
         token, slot = np.nonzero(seen["ffn_moe_topk-1"] == expert)
         w = seen["ffn_moe_weights_norm-1"].reshape(len(x), -1)[token, slot]
         demand_equal(found, "blk.1.ffn_up_exps.weight", expert, x[token], w)
+
+
+@pytest.mark.parametrize("flash_attn", ["on", "off"])
+@pytest.mark.parametrize("n_ubatch", [512, 96])
+def test_inputs_of_values_are_summed_as_attention_averages_them(
+    tiny: Model, tiny_path: Path, text: Path, tmp_path: Path, flash_attn: str, n_ubatch: int
+) -> None:
+    """The weights are those of llama.cpp's own softmax, of one head per token in turn."""
+    load = replace(LIKE_CAPTURED, flash_attn=flash_attn, n_ubatch=n_ubatch)
+    found = collected(tiny_path, text, tmp_path, load=load)
+    averaged, whole = [], replace(ONE_THREAD, n_ubatch=N_CTX, n_batch=N_CTX, flash_attn="off")
+    for chunk in cut_chunks(tiny, [CalibrationText("text", TEXT)], N_CTX)[:4]:
+        part = capture(tiny, whole, chunk.tolist(), lambda name: name in ("attn_norm-0", "kq_soft_max-0"))
+        weights = part["kq_soft_max-0"].reshape(-1, N_CTX, part["kq_soft_max-0"].shape[-1])[..., :N_CTX]
+        token = np.arange(N_CTX)
+        averaged.append(weights[token % len(weights), token].astype(np.float64) @ part["attn_norm-0"])
+    x = np.concatenate(averaged)
+    assert np.abs(x[1:] - x[:-1]).max() > 0.1
+    demand_equal(found, "blk.0.attn_v.weight", 0, x, np.ones(len(x)))
 
 
 def demand_equal(found: MomentsFile, name: str, expert: int, x: np.ndarray, w: np.ndarray) -> None:
