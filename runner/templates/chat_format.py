@@ -1,7 +1,7 @@
 """How a model is talked to: its template, where its answers end, how it thinks; made once, used by every request."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gguf.constants import Keys
@@ -87,11 +87,17 @@ class ChatFormat:
         values: Mapping[str, Json] | None = None,
         add_generation_prompt: bool = True,
     ) -> Rendered:
-        """Return the prompt's text; `values` win over the options'. Raises EngineError; see `render`."""
+        """Return the prompt's text; `values` win over the options'. Raises EngineError; see `render`.
+
+        Thoughts that a template begins although they are switched off are ended, as in llama.cpp.
+        """
         template = self.tool_template if tools else self.template
-        return render(
-            template, messages, self.special, tools, {**self.options.values, **(values or {})}, add_generation_prompt
-        )
+        values = {**self.options.values, **(values or {})}
+        rendered = render(template, messages, self.special, tools, values, add_generation_prompt)
+        is_off = any(values.get(name) is False for name in THINKING_SWITCHES)
+        if self.tags and is_off and add_generation_prompt and self.begins_thinking(rendered):
+            return replace(rendered, text=rendered.text + self.tags.end)
+        return rendered
 
     def tokens(self, rendered: Rendered) -> list[int]:
         """Return a prompt's tokens: begun as the file asks for, once, and not ended.

@@ -170,6 +170,15 @@ def test_thoughts_are_kept_apart(tiny_with) -> None:
     assert session.messages[-1].reasoning_content and not session.messages[-1].content
 
 
+def test_thoughts_that_are_off_end_where_a_template_begins_them(tiny_with) -> None:
+    always = THINKER.replace("{% if enable_thinking is defined and enable_thinking %}<think>", "{% if true %}<think>")
+    with tiny_with(always) as model:
+        off = chat_format(model, TemplateOptions(reasoning=False))
+        ended = off.render([user("a")])
+        assert ended.text.endswith("<think>\n</think>") and not off.begins_thinking(ended)
+        assert off.render([user("a")], values={"enable_thinking": True, "thinking": True}).text.endswith("<think>\n")
+
+
 @pytest.mark.parametrize("size", [1, 2, 5, 100])
 @pytest.mark.parametrize(
     ("text", "inside", "thought", "said"),
