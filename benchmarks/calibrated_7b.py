@@ -81,13 +81,25 @@ def measure(width: int, qtype: GGMLQuantizationType) -> Rates:
     return Rates(width, TOKENS / summing, factoring, n / rounding, n / plainly, n / by_llama)
 
 
+def averaging(shape: Shape) -> float:
+    """Return the seconds that averages over a window's inputs take, as attention's of one layer, on one thread."""
+    from threadpoolctl import threadpool_limits
+
+    numbers = np.random.default_rng(1)
+    inputs = numbers.normal(size=(TOKENS, shape.n_embd)).astype(np.float32)
+    weights = numbers.random((TOKENS, TOKENS), np.float32)
+    with threadpool_limits(1):
+        return seconds(lambda: weights @ inputs)
+
+
 def sources_of(shape: Shape) -> list[Source]:
     """Return the inputs of a mixture, as a survey of its graph finds them."""
     found = []
     for layer in range(shape.n_layer):
         block = f"blk.{layer}."
         found += [
-            Source((f"{block}attn_q.weight", f"{block}attn_k.weight", f"{block}attn_v.weight"), shape.n_embd, 0),
+            Source((f"{block}attn_q.weight", f"{block}attn_k.weight"), shape.n_embd, 0),
+            Source((f"{block}attn_v.weight",), shape.n_embd, 0),
             Source((f"{block}attn_output.weight",), shape.n_embd, 0),
             Source((f"{block}ffn_gate_exps.weight", f"{block}ffn_up_exps.weight"), shape.n_embd, shape.n_expert),
             Source((f"{block}ffn_down_exps.weight",), shape.n_ff, shape.n_expert),
@@ -134,6 +146,7 @@ def main(tokens: int, memory: str, name: str, reading: float, threads: int) -> N
             rounding += float(np.prod(tensor.shape)) / rates[widths_of[tensor.name]].rounded
     steps = {
         f"reading {tokens} tokens {n_pass} times": n_pass * tokens / reading,
+        "averages of attn_v's inputs (one thread)": tokens / TOKENS * shape.n_layer * averaging(shape),
         "summing moments": summing / threads,
         "factors (once for all K-quants)": factoring / threads,
         f"rounding {name}": rounding / threads,
@@ -142,8 +155,8 @@ def main(tokens: int, memory: str, name: str, reading: float, threads: int) -> N
     working = max(n_bytes(entry) // entry.n_expert for entry in found)
     click.echo(f"4x7B, {threads} threads, {memory} for sums: {n_pass} passes, a file of {size / 1e9:.1f} GB")
     for what, took in steps.items():
-        click.echo(f"  {what:<36} {took / 60:7.1f} min")
-    click.echo(f"  {'together':<36} {sum(steps.values()) / 3600:7.1f} h")
+        click.echo(f"  {what:<41} {took / 60:7.1f} min")
+    click.echo(f"  {'together':<41} {sum(steps.values()) / 3600:7.1f} h")
     click.echo(
         f"  memory: {memory} of sums beside the mapped model; rounding: 0.5 GiB of factors at most and "
         f"{threads * 3 * working / 2**30:.1f} GiB while they are made"

@@ -1,6 +1,7 @@
 """`moe-gguf serve`: an OpenAI-compatible server with a chat page."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,14 @@ from .terminal import TERMINAL, verbosity
     help="Memory for what conversations that are idle left in the cache; 0 leaves it there, -1 is no limit.",
 )
 @click.option(
+    "-kvu/-no-kvu",
+    "--kv-unified/--no-kv-unified",
+    "kv_unified",
+    default=True,
+    show_default=True,
+    help="Let answers share one cache of -c tokens; else each of -np has its part of it.",
+)
+@click.option(
     "-to",
     "--timeout",
     type=FiniteRange(min=1),
@@ -105,6 +114,7 @@ def command(
     origins: tuple[str, ...],
     queue: int,
     cache_ram: int,
+    kv_unified: bool,
     timeout: float,
     parallel: int,
     n_predict: int,
@@ -123,7 +133,7 @@ def command(
 
     allowed = access(host, api_keys, api_key_file, origins)
     options = ModelOptions(
-        load=load_request(values),
+        load=replace(load_request(values), kv_unified=kv_unified),
         sampling=build_sampling(values),
         template=build_template(values),
         limits=Limits(parallel, queue, cache_ram * 2**20 if cache_ram >= 0 else sys.maxsize),

@@ -70,7 +70,7 @@ def is_flash(head: TensorHead) -> bool:
 def weights_of(head: TensorHead, node: int, first: int) -> np.ndarray | None:
     """Return by which weights one head per query, in turn, averages the cells: float32 [n_stream, n_query, n_cell].
 
-    `first` is the place of the first query in its sequence. None is of a cache that is quantized, and of ALiBi.
+    `first` is the place of the first query in its sequence. None is of ALiBi, and of keys that are neither F16 nor F32.
     """
     if not is_flash(head):
         weights = view_of(node)

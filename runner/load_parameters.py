@@ -3,7 +3,7 @@
 import ctypes
 from typing import Any
 
-from gguf.constants import Keys
+from gguf.constants import GGMLQuantizationType, Keys
 
 from ..formats.errors import EngineError
 from ..formats.gguf_file import GgufFile
@@ -98,7 +98,7 @@ def cache_type(name: str) -> int:
     """Return the number of a ggml type that the KV cache can have."""
     if name not in CACHE_TYPES:
         raise EngineError(f"{name!r} is not a type for the KV cache; use one of {', '.join(CACHE_TYPES)}")
-    return getattr(llama(), f"GGML_TYPE_{name.upper()}")
+    return int(GGMLQuantizationType[name.upper()])
 
 
 def buffer_type(name: str) -> int:

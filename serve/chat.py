@@ -80,7 +80,7 @@ def messages_of(request: ChatRequest) -> list[Message]:
 
 def settings_of(request: ChatRequest, service: Service, tools: Toolset) -> Settings:
     """Return how the prompt is to be answered. Raises ApiError and EngineError."""
-    sampling = sampling_of(request, service.sampling, service.model, service.engine.n_ctx)
+    sampling = sampling_of(request, service.sampling, service.model, service.engine.n_ctx_seq)
     if grammar := format_grammar(request) or tools.grammar:
         if sampling.grammar:
             raise ApiError(400, "give a grammar, a response_format or a tool_choice, not two", "grammar")

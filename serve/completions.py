@@ -83,7 +83,7 @@ def settings_of(request: CompletionRequest, service: Service, as_openai: bool) -
     limits = (request.max_tokens, request.n_predict) if as_openai else (request.n_predict, request.max_tokens)
     n_logprobs = request.logprobs if as_openai else request.n_probs or None
     return Settings(
-        sampling=sampling_of(request, service.sampling, service.model, service.engine.n_ctx),
+        sampling=sampling_of(request, service.sampling, service.model, service.engine.n_ctx_seq),
         n_predict=next((limit for limit in limits if limit is not None), service.options.n_predict),
         stops=(request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ()),
         n_logprobs=n_logprobs,

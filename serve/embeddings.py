@@ -47,7 +47,7 @@ class Embedder:
 async def embeddings(request: EmbeddingRequest, service: Service) -> Json:
     """Return the vectors in OpenAI's form. Raises ApiError and EngineError."""
     prompts = await anyio.to_thread.run_sync(prompts_of, service.model, request.input, "input")
-    n_ctx = service.engine.n_ctx
+    n_ctx = service.engine.n_ctx_seq
     for prompt in prompts:
         if not 0 < len(prompt) <= n_ctx:
             raise ApiError(400, f"a text has {len(prompt)} tokens; 1 to {n_ctx} are possible", "input")

@@ -21,7 +21,7 @@ def props(service: Service) -> Json:
     found: Json = {
         "default_generation_settings": {
             "params": sampling_json(service.sampling) | {"n_predict": service.options.n_predict},
-            "n_ctx": service.engine.n_ctx,
+            "n_ctx": service.engine.n_ctx_seq,
         },
         "total_slots": service.options.limits.n_parallel,
         "model_alias": service.name,
@@ -104,7 +104,7 @@ def x_model(service: Service) -> Json:
         "expert_names": expert_names(summary),
         "n_params": summary.n_params,
         "n_params_active": summary.n_active_params,
-        "n_ctx": service.engine.n_ctx,
+        "n_ctx": service.engine.n_ctx_seq,
     }
 
 
@@ -137,7 +137,7 @@ def model_entry(models: Models, name: str) -> Json:
     model, summary = service.model, service.summary
     meta = {
         "n_vocab": model.n_vocab,
-        "n_ctx": service.engine.n_ctx,
+        "n_ctx": service.engine.n_ctx_seq,
         "n_ctx_train": model.n_ctx_train,
         "n_embd": summary.number(Keys.LLM.EMBEDDING_LENGTH),
         "n_params": summary.n_params,

@@ -231,7 +231,7 @@ class Scheduler:
         except MoeGgufError as error:
             self._fail(answer, error)
             return
-        room = self.engine.n_ctx - len(self.engine.cached[part.sequence])
+        room = self.engine.n_ctx_seq - len(self.engine.cached[part.sequence])
         piece = take(self.engine.model, generation, choice, room)
         answer.times.last = generation.latest_token
         answer.times.first = generation.first_token
@@ -268,7 +268,7 @@ class Scheduler:
         elif youngest.generation.tokens:
             self._finish(youngest, "context")
         else:
-            n_ctx = self.engine.n_ctx
+            n_ctx = self.engine.n_ctx_seq
             self._fail(youngest, EngineError(f"the prompt does not fit into the context of {n_ctx} tokens"))
 
     def _finish(self, answer: Answer, reason: str) -> None:

@@ -126,7 +126,7 @@ class Service:
     def embedder(self, make: Callable[[Model, int, int], Any]) -> Any:
         """Return the context that makes embeddings, made once; for the thread that computes."""
         if self._embedder is None:
-            self._embedder = make(self.model, self.engine.n_ctx, self.engine.n_threads)
+            self._embedder = make(self.model, self.engine.n_ctx_seq, self.engine.n_threads)
         return self._embedder
 
     def _warm_up(self) -> None:
@@ -171,7 +171,7 @@ class Service:
         )
 
     def _check(self, prompt: list[int], settings: Settings) -> None:
-        n_ctx, n_vocab, n_expert = self.engine.n_ctx, self.model.n_vocab, self.summary.n_expert
+        n_ctx, n_vocab, n_expert = self.engine.n_ctx_seq, self.model.n_vocab, self.summary.n_expert
         if not prompt:
             raise ApiError(400, "the prompt is empty", "prompt")
         if len(prompt) >= n_ctx:
@@ -189,7 +189,8 @@ class Service:
 def opened(path: Path, options: ModelOptions, name: str | None = None, listener: Listener = SILENT) -> Service:
     """Load a GGUF file and begin to serve it. Raises GgufError and EngineError."""
     file = read_gguf(path)
-    n_sequences = min(options.limits.n_parallel + KEPT_SEQUENCES, MOST_SEQUENCES)
+    kept = KEPT_SEQUENCES if options.load.kv_unified else 0  # of caches of their own each would take a share
+    n_sequences = min(options.limits.n_parallel + kept, MOST_SEQUENCES)
     tap = routing_tap(file, options.load)
     request = replace(options.load, n_seq_max=n_sequences)
     model, engine = load_model(path, request, listener, tap.on_eval if tap else None)

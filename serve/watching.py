@@ -53,7 +53,7 @@ def slots(service: Service) -> list[Json]:
     for number in range(service.options.limits.n_parallel):
         slot: Json = {
             "id": number,
-            "n_ctx": service.engine.n_ctx,
+            "n_ctx": service.engine.n_ctx_seq,
             "speculative": False,
             "is_processing": number < len(active),
         }

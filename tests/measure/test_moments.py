@@ -82,6 +82,18 @@ def test_inputs_of_values_are_summed_as_attention_averages_them(
     demand_equal(found, "blk.0.attn_v.weight", 0, x, np.ones(len(x)))
 
 
+def test_inputs_of_values_count_by_themselves_where_attention_is_not_to_be_had(
+    tiny: Model, tiny_path: Path, text: Path, tmp_path: Path
+) -> None:
+    """Keys of other types than F16 and F32 are not read."""
+    load = replace(LIKE_CAPTURED, flash_attn="on", cache_type_k="bf16")
+    found = collected(tiny_path, text, tmp_path, load=load)
+    chunks = cut_chunks(tiny, [CalibrationText("text", TEXT)], N_CTX)[:4]
+    parts = [capture(tiny, ONE_THREAD, chunk.tolist(), lambda name: name == "attn_norm-0") for chunk in chunks]
+    x = np.concatenate([part["attn_norm-0"] for part in parts])
+    demand_equal(found, "blk.0.attn_v.weight", 0, x.astype(np.float64), np.ones(len(x)))
+
+
 def demand_equal(found: MomentsFile, name: str, expert: int, x: np.ndarray, w: np.ndarray) -> None:
     """Compare with H of these inputs, to which the inputs that were kept apart are added."""
     entry = next(entry for entry in found.info.entries if name in entry.weights)
