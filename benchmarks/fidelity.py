@@ -30,8 +30,8 @@ What was learnt:
   (0.30x, 0.46x); the q5_0 mix 0.0158 (0.29x, 0.38x) and 0.0196 (0.35x, 0.52x). 0.39 of all attention goes to the first
   token here. Heads weighted by the norm of what attn_output makes of them gain nothing (0.0525), nor does attn_k by
   inputs weighted by the attention that they get, less their mean (0.0533, not 0.0523, on A; 0.0825, not 0.0828, on B).
-- q3_k_m, 12 chunks to calibrate on: on A 0.1262 (16 chunks; 0.22x of stock, 0.27x of the imatrix), on B 0.1711 (8;
-  0.30x, 0.36x).
+- So q4_k_m 0.0309 on A (0.19x of stock, 0.22x of the imatrix) and 0.0434 on B (0.25x, 0.30x); q3_k_m 0.1005 (0.18x,
+  0.21x) and 0.1427 (0.25x, 0.30x). cost: 135 s of moments and 95 s of three types on two cores.
 - The demo's base was Q4_1 once: rounded plainly to Q4_1 or Q5_1, outputs of its attention are off by 1e-6 of their sum
   (Q5_0: 6e-4), and those of experts in Q4_K by half of Q5_0's. There is less to gain in types with a minimum.
 - What was tried on single matrices and left out, by errors on held-out inputs: the best scales for the levels after the
