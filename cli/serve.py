@@ -86,7 +86,8 @@ from .terminal import TERMINAL, verbosity
     "kv_unified",
     default=True,
     show_default=True,
-    help="Let answers share one cache of -c tokens; else each of -np has its part of it.",
+    help="Let answers share one cache of -c tokens; else each of -np has its part of it, and a seed holds, whoever "
+    "else is answered.",
 )
 @click.option(
     "-to",

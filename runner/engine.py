@@ -105,6 +105,7 @@ class Engine:
             raise EngineError(f"{model.path}: a model of the kind {model.file.architecture!r} cannot generate text")
         self.n_ctx = int(api.llama_n_ctx(self.pointer))
         self.n_ctx_seq = int(api.llama_n_ctx_seq(self.pointer))
+        self.kv_unified = options.kv_unified
         self.n_batch = int(api.llama_n_batch(self.pointer))
         self.n_ubatch = int(api.llama_n_ubatch(self.pointer))
         self.n_threads = int(parameters.n_threads)

@@ -15,7 +15,7 @@ from ..runner.engine import Cancelled, ContextFull, Engine
 from ..runner.generation import Piece, take
 from ..runner.routing_tap import RoutingTap
 from .answer import Answer, Event
-from .batching import Pace, Stretch, listens, stretches_of, unit_of
+from .batching import Pace, Stretch, listens, stretch, stretches_of, unit_of
 from .counters import Counters
 from .sequences import Sequences
 from .waiting import Waiting
@@ -179,11 +179,21 @@ class Scheduler:
         """Decode a batch of all that goes on together, and one of what is read alone."""
         ready, n_ubatch = self._ready(), self.engine.n_ubatch
         alone = next((answer for answer in ready if answer.reads_units), None)
-        together = [answer for answer in ready if not answer.reads_units]
+        apart = [answer for answer in ready if not answer.reads_units and self._goes_alone(answer)]
+        together = [answer for answer in ready if not answer.reads_units and not self._goes_alone(answer)]
         if together:
             self._decode(stretches_of(together, self._pace, n_ubatch))
+        for answer in apart:
+            self._decode([stretch(answer, 1)])
         if alone is not None and alone.sequence is not None:
             self._decode(unit_of(alone, n_ubatch))
+
+    def _goes_alone(self, answer: Answer) -> bool:
+        """Tell whether each of an answer's tokens is a batch, so that it hangs on nothing else.
+
+        In a cache that is shared it would all the same, by the cells that it got.
+        """
+        return answer.is_exact and not self.engine.kv_unified
 
     def _decode(self, stretches: Sequence[Stretch]) -> None:
         """Decode one batch and book what comes of it."""
@@ -202,8 +212,8 @@ class Scheduler:
             n_tokens = sum(len(part.tokens) for part in parts)
             self._pace.measured(n_tokens, time.perf_counter() - started)
         self.counters.decoded(len(parts))
-        for stretch, row in zip(stretches, rows, strict=True):
-            self._book(stretch, row)
+        for each, row in zip(stretches, rows, strict=True):
+            self._book(each, row)
 
     def _ready(self) -> list[Answer]:
         """Return the answers that can go on now; those whose time is over end."""
