@@ -5,7 +5,7 @@
 
 (of attn_v x is an average over tokens, by the weights of attention)
 
-It is a safetensors file. Matrices that take the same input (q, k and v; gate and up) share one entry; an entry holds H
+It is a safetensors file. Matrices that take the same input (q and k; gate and up) share one entry; an entry holds H
 in diagonal blocks of `width` columns, as its diagonal and the correlations below it, and a few inputs that were *not*
 summed, by which rounding finds out whether it helped:
 

@@ -143,9 +143,10 @@ def _load(
     if warning := missing_pre_tokenizer(file.metadata):
         listener.warn(warning)
     facts = read_facts(file)
-    if facts.n_ctx_train and (request.n_ctx or 0) > facts.n_ctx_train:
+    n_ctx = (request.n_ctx or 0) // (1 if request.kv_unified else request.n_seq_max)
+    if facts.n_ctx_train and n_ctx > facts.n_ctx_train:
         listener.warn(
-            f"a context of {request.n_ctx} tokens is more than the {facts.n_ctx_train} that {path} was trained for; "
+            f"a context of {n_ctx} tokens is more than the {facts.n_ctx_train} that {path} was trained for; "
             "answers become nonsense beyond them"
         )
     options = choose_options(file, facts, request, listener)

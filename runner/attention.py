@@ -44,6 +44,8 @@ class Averages:
         head = TensorHead.from_address(node)
         n_stream = int((TensorHead.from_address(head.src[0]) if is_flash(head) else head).ne[3])
         parts = self._parts.setdefault(weight, [])
+        if parts and parts[0].shape[0] != n_stream:  # more sequences than a graph takes
+            return weight, x
         n_before = sum(part.shape[1] for part in parts)
         parts.append(x.reshape(n_stream, -1, x.shape[-1]))
         n_known = n_before + parts[-1].shape[1]

@@ -172,8 +172,15 @@ class Engine:
             held.clear()
 
     def copy(self, source: int, targets: Sequence[int]) -> None:
-        """Let other sequences hold what `source` does, instead of what they held; the cache keeps it once."""
+        """Let other sequences hold what `source` does, instead of what they held; a cache that is shared keeps it once.
+
+        Between caches of their own llama.cpp would copy at the next batch only, whatever `source` holds by then.
+        """
+        state = None if self.kv_unified else self.save(source)
         for target in targets:
+            if state is not None:
+                self.restore(target, self.cached[source], state)
+                continue
             self.forget(target)
             llama().llama_memory_seq_cp(self.memory, source, target, -1, -1)
             self.cached[target].extend(self.cached[source])
@@ -198,10 +205,14 @@ class Engine:
         llama().llama_memory_seq_rm(self.memory, sequence, -1, -1)
         self.cached[sequence].clear()
 
+    def saved_bytes(self, sequence: int) -> int:
+        """Return the bytes that a `save` takes."""
+        return int(llama().llama_state_seq_get_size(self.pointer, sequence))
+
     def save(self, sequence: int) -> np.ndarray:
         """Copy what the cache holds of a sequence into memory, for `restore`."""
         api = llama()
-        state = np.empty(api.llama_state_seq_get_size(self.pointer, sequence), np.uint8)
+        state = np.empty(self.saved_bytes(sequence), np.uint8)
         n_bytes = api.llama_state_seq_get_data(self.pointer, octets(state), state.size, sequence)
         return state[:n_bytes]
 

@@ -13,6 +13,7 @@ import numpy as np
 from gguf.constants import GGMLQuantizationType
 
 from ..formats.llamacpp import llama
+from ..models.tensor_roles import layer_of
 from .attention import VALUE, Averages, is_attention
 from .tap import TensorHead, functions, read_tensor, view_of
 
@@ -96,8 +97,11 @@ class Products:
                 self._router = tensor
             return self.averages.awaits and is_attention(head)
         name = weight_name(TensorHead.from_address(head.src[0]).name)
-        if not self._wanted(name) or (head.op == matmul and not enough(TensorHead.from_address(head.src[1]))):
+        if not self._wanted(name):
             return False
+        if head.op == matmul and not enough(TensorHead.from_address(head.src[1])):
+            self._ends = False
+            return self._is_averaged(name)  # what later tokens look at must not be missing
         if name == next(iter(self.shared), None):
             self._seen.clear()
         key = (head.src[1], head.op == matmul_id)
@@ -116,7 +120,8 @@ class Products:
             self._on_average(Input(weight, x[None]))
             return True
         name = weight_name(TensorHead.from_address(head.src[0]).name)
-        if self._seen.get((head.src[1], head.op == operations()[1])) == name:
+        counts = head.op == operations()[1] or enough(TensorHead.from_address(head.src[1]))
+        if counts and self._seen.get((head.src[1], head.op == operations()[1])) == name:
             self._on_input(self._input(head, name))
         if self._is_averaged(name):
             x = view_of(head.src[1])
@@ -173,7 +178,10 @@ class Survey(Products):
             self.sizes[name] = x.ne[0], matrix.ne[2] if head.op == operations()[1] else 0
         if name in self._missing:
             self._missing.remove(name)
-            self._value = name if name.endswith(VALUE) else self._value
+            if name.endswith(VALUE):
+                self._value = name
+            elif layer_of(name) != layer_of(self._value):  # attention without such a node
+                self._value = ""
             if not self._missing:
                 self._on_all()
         return False

@@ -33,6 +33,8 @@ def beginning(request: ChatRequest, service: Service, tools: Toolset) -> Beginni
     begun = begun_answer(request, messages)
     add_prompt = begun is not None or request.add_generation_prompt is not False
     rendered = chat.render(messages[:-1] if begun else messages, tools.shown, request.chat_template_kwargs, add_prompt)
+    if chat.tags and begun and begun.reasoning_content:  # thoughts that were ended, being off, hold these
+        rendered = replace(rendered, text=rendered.text.removesuffix(chat.tags.end))
     thinks = chat.begins_thinking(rendered)
     tags = chat.tags if chat.separates_thoughts and request.reasoning_format != "none" else None
     if begun is None or not (begun.text or begun.reasoning_content):

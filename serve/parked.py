@@ -34,10 +34,15 @@ class Parking:
         return iter(self._held)
 
     def put(self, parked: Parked) -> None:
-        """Take a sequence in, instead of any that it goes on from; the oldest go when room is needed."""
+        """Take a sequence in, instead of any that it goes on from; the oldest go when room is needed.
+
+        One that does not fit alone is not taken in.
+        """
+        if parked.state.nbytes > self.n_bytes:
+            return
         self._held = [each for each in self._held if not goes_on_from(parked, each)]
         self._held.append(parked)
-        while self._held and sum(each.state.nbytes for each in self._held) > self.n_bytes:
+        while sum(each.state.nbytes for each in self._held) > self.n_bytes:
             del self._held[0]
 
     def take(self, parked: Parked) -> None:

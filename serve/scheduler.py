@@ -184,7 +184,8 @@ class Scheduler:
         if together:
             self._decode(stretches_of(together, self._pace, n_ubatch))
         for answer in apart:
-            self._decode([stretch(answer, 1)])
+            if answer.sequence is not None:
+                self._decode([stretch(answer, 1)])
         if alone is not None and alone.sequence is not None:
             self._decode(unit_of(alone, n_ubatch))
 

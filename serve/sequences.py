@@ -113,8 +113,10 @@ class Sequences:
         idle = self._idle()
         if sum(len(self.engine.cached[number]) for number in idle) <= IDLE_TOKENS:
             return False
-        self._park(idle[0])
-        return True
+        oldest = next((each for each in idle if self.engine.saved_bytes(each) <= self._parking.n_bytes), None)
+        if oldest is not None:
+            self._park(oldest)
+        return oldest is not None
 
     def was_read(self, answer: Answer, n_tokens: int) -> None:
         """Note that an answer's sequence has n_tokens more."""
@@ -149,7 +151,10 @@ class Sequences:
         self.forget(number)
 
     def _bring_back(self, answer: Answer) -> None:
-        """Move into the cache again what moved out of it, if it begins an answer's prompt better than what is there."""
+        """Move into the cache again what moved out of it, if it begins an answer's prompt better than what is there.
+
+        Of what has little in common with the prompt only that comes back, and the rest stays parked.
+        """
         wanted = answer.whole[:-1]
         alike = [each for each in self._parking if each.only_expert == answer.only_expert]
         shared = [usable(answer, each.tokens, each.n_units, wanted) for each in alike]
@@ -160,14 +165,23 @@ class Sequences:
         ]
         if not alike or max(shared) < max(there, default=0) + WORTH_RESTORING:
             return
-        parked = alike[shared.index(max(shared))]
-        self._parking.take(parked)  # before another comes in, for whose sake it might go
+        n_shared = max(shared)
+        parked = alike[shared.index(n_shared)]
+        is_whole = 2 * n_shared >= len(parked.tokens)
+        if not is_whole and not self.engine.model.can_rewind:
+            return
+        if is_whole:
+            self._parking.take(parked)  # before another comes in, for whose sake it might go
         number = min(self._free(), key=self._worth)
         if self.engine.cached[number]:
             self._park(number)
         if not self.engine.restore(number, parked.tokens, parked.state):
+            self._parking.put(parked)
             return
-        self._routes[number], self._units[number] = parked.only_expert, parked.n_units
+        if not is_whole:
+            self.engine.reuse(number, wanted[: n_shared + 1])
+        self._routes[number] = parked.only_expert
+        self._units[number] = min(parked.n_units, len(self.engine.cached[number])) // UNIT * UNIT
         self._tick += 1
         self._used[number] = self._tick
 

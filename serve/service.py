@@ -156,6 +156,7 @@ class Service:
             spelled=settings.spelled,
             n_logprobs=settings.n_logprobs,
         )
+        asks_router = settings.asks_experts or settings.only_expert is not None
         seconds = self.options.seconds if settings.seconds is None else min(settings.seconds, self.options.seconds)
         deadline = time.perf_counter() + seconds
         return Answer(
@@ -166,7 +167,7 @@ class Service:
             client,
             settings.only_expert,
             settings.asks_experts,
-            is_exact=sampling.has_seed,
+            is_exact=sampling.has_seed or (asks_router and not self.engine.kv_unified),
             deadline=deadline,
         )
 

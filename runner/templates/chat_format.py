@@ -92,9 +92,11 @@ class ChatFormat:
         Thoughts that a template begins although they are switched off are ended, as in llama.cpp.
         """
         template = self.tool_template if tools else self.template
-        values = {**self.options.values, **(values or {})}
+        asked, set_up = values or {}, self.options.values
+        values = {**set_up, **asked}
         rendered = render(template, messages, self.special, tools, values, add_generation_prompt)
-        is_off = any(values.get(name) is False for name in THINKING_SWITCHES)
+        switches = asked if any(name in asked for name in THINKING_SWITCHES) else set_up
+        is_off = any(switches.get(name) is False for name in THINKING_SWITCHES)
         if self.tags and is_off and add_generation_prompt and self.begins_thinking(rendered):
             return replace(rendered, text=rendered.text + self.tags.end)
         return rendered

@@ -64,12 +64,12 @@ def test_moments_are_sums_over_the_tokens_of_each_expert(
 
 
 @pytest.mark.parametrize("flash_attn", ["on", "off"])
-@pytest.mark.parametrize("n_ubatch", [512, 96])
+@pytest.mark.parametrize(("n_batch", "n_ubatch"), [(512, 512), (512, 96), (72, 64)])
 def test_inputs_of_values_are_summed_as_attention_averages_them(
-    tiny: Model, tiny_path: Path, text: Path, tmp_path: Path, flash_attn: str, n_ubatch: int
+    tiny: Model, tiny_path: Path, text: Path, tmp_path: Path, flash_attn: str, n_batch: int, n_ubatch: int
 ) -> None:
     """The weights are those of llama.cpp's own softmax, of one head per token in turn."""
-    load = replace(LIKE_CAPTURED, flash_attn=flash_attn, n_ubatch=n_ubatch)
+    load = replace(LIKE_CAPTURED, flash_attn=flash_attn, n_batch=n_batch, n_ubatch=n_ubatch)
     found = collected(tiny_path, text, tmp_path, load=load)
     averaged, whole = [], replace(ONE_THREAD, n_ubatch=N_CTX, n_batch=N_CTX, flash_attn="off")
     for chunk in cut_chunks(tiny, [CalibrationText("text", TEXT)], N_CTX)[:4]:

@@ -167,6 +167,36 @@ def test_who_is_idle_moves_out_of_the_cache_and_comes_back(tiny: Model, schedule
         assert heard.tokens(after) == alone(tiny, after.prompt, 8, 5)
 
 
+def test_only_a_shared_beginning_comes_back_and_the_rest_stays(tiny: Model, scheduler: Scheduler, heard: Heard) -> None:
+    long = answer_of(tiny, prompt_of(400), 10)
+    scheduler.submit([long])
+    heard.wait(1)
+    assert scheduler.call(lambda: sum(map(len, scheduler.engine.cached))).result() == 0
+    other = answer_of(tiny, [*long.prompt[:150], 270, 271], 8, 5)
+    scheduler.submit([other])
+    heard.wait(2)
+    assert other.generation.n_reused == 150 and heard.tokens(other) == alone(tiny, other.prompt, 8, 5)
+    again = answer_of(tiny, [*long.whole, 263, 264], 8, 5)
+    scheduler.submit([again])
+    heard.wait(3)
+    assert again.generation.n_reused == len(long.whole) - 1
+    assert heard.tokens(again) == alone(tiny, again.prompt, 8, 5)
+
+
+def test_what_is_too_large_to_be_parked_stays(tiny: Model, heard: Heard) -> None:
+    with Engine(tiny, OPTIONS) as engine:
+        scheduler = Scheduler(engine, Limits(4, 64, 1000), heard.deliver)
+        scheduler.start()
+        first = answer_of(tiny, prompt_of(400), 10)
+        scheduler.submit([first])
+        heard.wait(1)
+        again = answer_of(tiny, [*first.whole, 263, 264], 8, 5)
+        scheduler.submit([again])
+        heard.wait(2)
+        scheduler.stop(0)
+    assert again.generation.n_reused == len(first.whole) - 1
+
+
 def test_what_is_parked_is_bounded_and_replaced_by_what_goes_on_from_it() -> None:
     def parked(tokens: list[int], n_bytes: int, n_units: int = 0) -> Parked:
         return Parked(tokens, None, n_units, np.zeros(n_bytes, np.uint8))
@@ -178,7 +208,7 @@ def test_what_is_parked_is_bounded_and_replaced_by_what_goes_on_from_it() -> Non
     parking.put(parked([7], 80))
     assert [each.tokens for each in parking] == [[1, 2, 4], [7]]
     parking.put(parked([8], 101))
-    assert not list(parking)
+    assert [each.tokens for each in parking] == [[1, 2, 4], [7]]
 
 
 def test_who_leaves_frees_the_place(tiny: Model, scheduler: Scheduler, heard: Heard) -> None:

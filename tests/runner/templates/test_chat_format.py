@@ -176,7 +176,7 @@ def test_thoughts_that_are_off_end_where_a_template_begins_them(tiny_with) -> No
         off = chat_format(model, TemplateOptions(reasoning=False))
         ended = off.render([user("a")])
         assert ended.text.endswith("<think>\n</think>") and not off.begins_thinking(ended)
-        assert off.render([user("a")], values={"enable_thinking": True, "thinking": True}).text.endswith("<think>\n")
+        assert off.render([user("a")], values={"enable_thinking": True}).text.endswith("<think>\n")
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 100])

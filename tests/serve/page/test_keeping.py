@@ -73,6 +73,7 @@ def test_titles_are_changed(screen: Screen) -> None:
     screen.button("Rename keep me").click()
     screen.page.get_by_label("Title").fill("A better title")
     screen.page.keyboard.press("Enter")
+    expect(screen.find("#sidebar .title")).to_have_text("A better title")
     screen.page.reload()
     expect(screen.find("#sidebar .title")).to_have_text("A better title")
 
