@@ -179,8 +179,10 @@ class Scheduler:
         """Decode a batch of all that goes on together, and one of what is read alone."""
         ready, n_ubatch = self._ready(), self.engine.n_ubatch
         alone = next((answer for answer in ready if answer.reads_units), None)
-        apart = [answer for answer in ready if not answer.reads_units and self._goes_alone(answer)]
-        together = [answer for answer in ready if not answer.reads_units and not self._goes_alone(answer)]
+        others = [answer for answer in ready if not answer.reads_units]
+        # In caches of their own, seeded answers hang on nothing else when each of their tokens is a batch.
+        apart = [] if self.engine.kv_unified else [answer for answer in others if answer.is_exact]
+        together = [answer for answer in others if answer not in apart]
         if together:
             self._decode(stretches_of(together, self._pace, n_ubatch))
         for answer in apart:
@@ -188,13 +190,6 @@ class Scheduler:
                 self._decode([stretch(answer, 1)])
         if alone is not None and alone.sequence is not None:
             self._decode(unit_of(alone, n_ubatch))
-
-    def _goes_alone(self, answer: Answer) -> bool:
-        """Tell whether each of an answer's tokens is a batch, so that it hangs on nothing else.
-
-        In a cache that is shared it would all the same, by the cells that it got.
-        """
-        return answer.is_exact and not self.engine.kv_unified
 
     def _decode(self, stretches: Sequence[Stretch]) -> None:
         """Decode one batch and book what comes of it."""
