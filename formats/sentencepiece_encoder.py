@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from gguf import TokenType
 
+from .errors import TokenizerError
 from .sentencepiece_file import SentencePieceModel
 
 SPACE = "▁"
@@ -19,7 +20,7 @@ def encode(model: SentencePieceModel, cut_first: Mapping[str, int], text: str) -
     """Return the ids of a text, without bos; None for a model that normalizes text by a table of its own.
 
     `cut_first` holds the tokens that are found in the text before everything else. Each stretch between them
-    gets a space in front when the model adds one.
+    gets a space in front when the model adds one. Raises TokenizerError where a byte has no piece.
     """
     if model.has_charsmap or model.remove_extra_whitespaces or not model.escape_whitespaces:
         return None
@@ -36,7 +37,10 @@ def encode(model: SentencePieceModel, cut_first: Mapping[str, int], text: str) -
             continue
         escaped = stretch.replace(" ", SPACE)
         for symbol in join_pairs(list(SPACE + escaped if model.add_dummy_prefix else escaped), score_of):
-            ids += [id_of[symbol]] if symbol in score_of else [id_of[f"<0x{b:02X}>"] for b in symbol.encode()]
+            parts = [symbol] if symbol in score_of else [f"<0x{byte:02X}>" for byte in symbol.encode()]
+            if missing := [part for part in parts if part not in id_of]:
+                raise TokenizerError(f"tokenizer.model has no piece {missing[0]}, which {symbol!r} needs")
+            ids += [id_of[part] for part in parts]
     return ids
 
 

@@ -154,6 +154,12 @@ def test_a_damaged_tokenizer_model(content: bytes, said: str, tmp_path: Path) ->
     assert said in refusal(tmp_path)
 
 
+def test_a_text_that_needs_a_byte_that_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model([*START, *BYTES[11:]]))
+    with pytest.raises(TokenizerError, match="no piece <0x0A>"):
+        probe_tokens(tmp_path, "\n")
+
+
 def never_a_traceback(folder: Path) -> None:
     """Read, probe and compare; only a TokenizerError of one line may come."""
     for attempt in (
