@@ -101,7 +101,7 @@ class Products:
             return False
         if head.op == matmul and not enough(TensorHead.from_address(head.src[1])):
             self._ends = False
-            return self._is_averaged(name)  # what later tokens look at must not be missing
+            return name in self._averaged  # what later tokens look at must not be missing
         if name == next(iter(self.shared), None):
             self._seen.clear()
         key = (head.src[1], head.op == matmul_id)
@@ -110,7 +110,7 @@ class Products:
         if name not in names:
             names.append(name)
         self._ends = name == self._last
-        return leader == name or self._ends or self._is_averaged(name)
+        return leader == name or self._ends or name in self._averaged
 
     def _computed(self, tensor: int) -> bool:
         head = TensorHead.from_address(tensor)
@@ -123,13 +123,10 @@ class Products:
         counts = head.op == operations()[1] or enough(TensorHead.from_address(head.src[1]))
         if counts and self._seen.get((head.src[1], head.op == operations()[1])) == name:
             self._on_input(self._input(head, name))
-        if self._is_averaged(name):
+        if name in self._averaged:
             x = view_of(head.src[1])
             self.averages.keep(name, x.reshape(-1, x.shape[-1]))
         return not self._ends
-
-    def _is_averaged(self, name: str) -> bool:
-        return self._on_average is not None and name in self._averaged
 
     def _input(self, head: TensorHead, name: str) -> Input:
         x = view_of(head.src[1])

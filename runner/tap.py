@@ -170,30 +170,31 @@ def read_tensor(tensor: int, n_tokens: int) -> np.ndarray:
 
     Views with gaps between rows, as ffn_moe_topk-N is one of all sorted experts, are read by their strides nb.
     """
+    view = view_of(tensor)
+    if not view.size:
+        return np.empty((0, view.shape[-1]), view.dtype)
+    array = view.squeeze(tuple(axis for axis in (0, 1) if view.shape[axis] == 1)).copy()
+    return array if len(array) == n_tokens else array[None]
+
+
+def view_of(tensor: int) -> np.ndarray:
+    """Return a tensor as [ne3, ne2, ne1, ne0]: in place where the computer can read it, else copied.
+
+    Raises EngineError for a type that numpy has not.
+    """
     head = TensorHead.from_address(tensor)
     dtype = DTYPES.get(GGMLQuantizationType(head.type))
     if dtype is None:
         raise EngineError(f"a tensor of type {GGMLQuantizationType(head.type).name} cannot be captured")
     shape, strides = tuple(head.ne)[::-1], tuple(head.nb)[::-1]
     if not all(shape):
-        return np.empty((0, shape[-1]), dtype)
+        return np.empty(shape, dtype)
     span = dtype.itemsize + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    data = np.empty(span, np.uint8)
-    functions().ggml_backend_tensor_get(tensor, data.ctypes.data, 0, span)
-    array = np.lib.stride_tricks.as_strided(data[: dtype.itemsize].view(dtype), shape, strides)
-    array = array.squeeze(tuple(axis for axis in (0, 1) if shape[axis] == 1)).copy()
-    return array if len(array) == n_tokens else array[None]
-
-
-def view_of(tensor: int) -> np.ndarray:
-    """Return a tensor as [ne3, ne2, ne1, ne0]: in place where the computer can read it, else copied."""
-    head = TensorHead.from_address(tensor)
-    dtype = DTYPES[GGMLQuantizationType(head.type)]
-    shape, strides = tuple(head.ne)[::-1], tuple(head.nb)[::-1]
-    if not head.buffer or not is_host()(head.buffer):
-        return read_tensor(tensor, -1).reshape(shape)
-    span = dtype.itemsize + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    data = np.ctypeslib.as_array((ctypes.c_char * span).from_address(head.data)).view(np.uint8)
+    if head.buffer and is_host()(head.buffer):
+        data = np.ctypeslib.as_array((ctypes.c_char * span).from_address(head.data)).view(np.uint8)
+    else:
+        data = np.empty(span, np.uint8)
+        functions().ggml_backend_tensor_get(tensor, data.ctypes.data, 0, span)
     return np.lib.stride_tricks.as_strided(data[: dtype.itemsize].view(dtype), shape, strides)
 
 

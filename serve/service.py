@@ -61,6 +61,11 @@ class Settings:
     only_expert: int | None = None
     seconds: float | None = None
 
+    @property
+    def asks_router(self) -> bool:
+        """Whether the routers are to be heard, or told where to send."""
+        return self.asks_experts or self.only_expert is not None
+
 
 class Service:
     """One model that answers. Make it with `opened`; `close` frees the model."""
@@ -156,7 +161,6 @@ class Service:
             spelled=settings.spelled,
             n_logprobs=settings.n_logprobs,
         )
-        asks_router = settings.asks_experts or settings.only_expert is not None
         seconds = self.options.seconds if settings.seconds is None else min(settings.seconds, self.options.seconds)
         deadline = time.perf_counter() + seconds
         return Answer(
@@ -167,7 +171,7 @@ class Service:
             client,
             settings.only_expert,
             settings.asks_experts,
-            is_exact=sampling.has_seed or (asks_router and not self.engine.kv_unified),
+            is_exact=sampling.has_seed or (settings.asks_router and not self.engine.kv_unified),
             deadline=deadline,
         )
 
@@ -181,7 +185,7 @@ class Service:
             raise ApiError(400, message, "messages", code, n_prompt_tokens=len(prompt), n_ctx=n_ctx)
         if outside := [token for token in prompt if not 0 <= token < n_vocab]:
             raise ApiError(400, f"token {outside[0]} is not in the vocabulary of {n_vocab}", "prompt")
-        if (settings.asks_experts or settings.only_expert is not None) and not self.has_router_tap:
+        if settings.asks_router and not self.has_router_tap:
             raise ApiError(400, f"{self.name} is no mixture of experts", "x_experts")
         if settings.only_expert is not None and settings.only_expert >= n_expert:
             raise ApiError(400, f"there are the experts 0 to {n_expert - 1}", "x_only_expert")
